@@ -1,0 +1,41 @@
+"""Cosine similarities as every relational loss here needs them."""
+
+# Shape legend: B = batch, D = embedding width.
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def unit_rows(embedding_BD: Tensor) -> Tensor:
+    """Rows divided by their Euclidean norm, in at least float32; a zero row stays zero.
+
+    The gradient of a zero row is zero. Departs from the authors' code of D3still, where x / max(‖x‖, 1e-12)
+    sends a gradient of order 1e12 into a zero row.
+
+    >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    embedding_BD = at_least_float32(embedding_BD)
+    is_zero_B1 = (embedding_BD == 0).all(dim=1, keepdim=True)
+    return F.normalize(embedding_BD.masked_fill(is_zero_B1, 0.0), dim=1).masked_fill(is_zero_B1, 0.0)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """float16 and bfloat16 become float32; float64 stays.
+
+    Ties between similarities are rare in float32 and common below it: rounding a 256 × 256 similarity
+    matrix to bfloat16 was seen to change the gradient of D3still by a fifth.
+    """
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def check_pair(student_BD: Tensor, teacher_BD: Tensor, least: int = 1) -> None:
+    """Raises ValueError unless both are (B, D) of one shape with at least ``least`` rows."""
+    if student_BD.ndim != 2 or student_BD.shape != teacher_BD.shape:
+        raise ValueError(
+            f"student and teacher embeddings must be two matrices of one shape (images, width), "
+            f"got {tuple(student_BD.shape)} and {tuple(teacher_BD.shape)}"
+        )
+    if len(student_BD) < least:
+        raise ValueError(f"this loss compares images with each other and needs at least {least}, got {len(student_BD)}")

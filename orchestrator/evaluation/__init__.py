@@ -1,0 +1,1 @@
+"""Protocols: embeddings in, numbers out. Leaves: they import nothing else of the orchestrator."""

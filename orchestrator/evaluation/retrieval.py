@@ -1,0 +1,215 @@
+"""Retrieval metrics: mAP, CMC and mINP as the re-identification field defines them, in bounded memory.
+
+Cosine similarity of L2-normalised embeddings, higher is nearer, ties by gallery index. For one query with P
+relevant gallery images at ranks r_1 < … < r_P (1-based, after the protocol's removals):
+
+    AP = 1/P Σ_j j / r_j        CMC-k = [r_1 <= k]        INP = P / r_P
+
+Queries without a relevant image left are skipped and counted. Means are over the remaining queries. Not
+comparable: trapezoidal AP (Oxford buildings), MAP@R, R@K with a cut gallery.
+
+No row is ever sorted: only the ranks of relevant images matter, and the rank of one is j plus the number of
+irrelevant images above it, which a histogram over the intervals between relevant similarities counts.
+"""
+
+# Shape legend: Q = queries, G = gallery, D = embedding width, B = queries of one block,
+# P = most relevant images of any query of the block.
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_RANK = 50
+_BLOCK_BYTES = 256 * 2**20  # of float32 similarities alive at once
+_HISTOGRAM_ENTRIES = 2**22  # similarities whose 64-bit interval numbers are alive at once
+
+
+@dataclass(frozen=True)
+class RetrievalMetrics:
+    """All rates are fractions in [0, 1]; ``cmc[k - 1]`` is the CMC at rank k."""
+
+    map: float
+    rank1: float
+    rank5: float
+    rank10: float
+    minp: float
+    cmc: np.ndarray = field(repr=False)
+    valid_queries: int  # queries with at least one relevant gallery image left
+    average_precision: np.ndarray = field(repr=False)  # (Q,), NaN where the query was skipped
+
+    def log(self, prefix: str = "val") -> dict[str, float]:
+        """The scalars under the names of the log: ``val/map``, ``val/rank1``, …"""
+        names = ("map", "rank1", "rank5", "rank10", "minp")
+        return {f"{prefix}/{name}": float(getattr(self, name)) for name in names}
+
+
+def evaluate(
+    query_QD: Tensor | np.ndarray,
+    gallery_GD: Tensor | np.ndarray,
+    query_identity: Tensor | np.ndarray,
+    gallery_identity: Tensor | np.ndarray,
+    query_camera: Tensor | np.ndarray | None = None,
+    gallery_camera: Tensor | np.ndarray | None = None,
+    leave_one_out: bool = False,
+    block_bytes: int = _BLOCK_BYTES,
+) -> RetrievalMetrics:
+    """Searches every query in the gallery and scores the ranking.
+
+    Args:
+        query_QD: query embeddings, raw or normalised (they are normalised here, in float32).
+        gallery_GD: gallery embeddings of the same width.
+        query_identity, gallery_identity: whose image each row is.
+        query_camera, gallery_camera: both or neither; gallery images with the query's identity *and* camera
+            are removed for that query.
+        leave_one_out: query i and gallery i are the same image, which is removed for query i.
+        block_bytes: bound on the similarities alive at once; memory does not grow with Q × G.
+
+    Returns:
+        :class:`RetrievalMetrics`.
+
+    Raises:
+        ValueError: shapes that do not fit, an empty side, non-finite embeddings, only one side's cameras, or
+            no query with a relevant image.
+
+    >>> e = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    >>> round(evaluate(e[:1], e[1:], [7], [3, 7]).map, 3)  # the relevant image comes second
+    0.5
+    """
+    query_QD, gallery_GD = _unit(query_QD, "query"), _unit(gallery_GD, "gallery")
+    device = query_QD.device
+    gallery_GD = gallery_GD.to(device)
+    query_identity_Q = _labels(query_identity, len(query_QD), "query_identity", device)
+    gallery_identity_G = _labels(gallery_identity, len(gallery_GD), "gallery_identity", device)
+    if query_QD.shape[1] != gallery_GD.shape[1]:
+        raise ValueError(f"query embeddings are {query_QD.shape[1]} wide, gallery embeddings {gallery_GD.shape[1]}")
+    if (query_camera is None) != (gallery_camera is None):
+        raise ValueError("cameras are needed for both the queries and the gallery, or for neither")
+    if leave_one_out and len(query_QD) != len(gallery_GD):
+        raise ValueError(f"leave_one_out needs one gallery row per query, got {len(query_QD)} and {len(gallery_GD)}")
+    query_camera_Q = gallery_camera_G = None
+    if query_camera is not None:
+        query_camera_Q = _labels(query_camera, len(query_QD), "query_camera", device)
+        gallery_camera_G = _labels(gallery_camera, len(gallery_GD), "gallery_camera", device)
+
+    queries, gallery = len(query_QD), len(gallery_GD)
+    rows = max(1, min(queries, block_bytes // (4 * gallery)))
+    average_precision_Q = np.full(queries, np.nan)
+    inverse_penalty_Q = np.full(queries, np.nan)
+    first_rank_Q = np.full(queries, np.iinfo(np.int64).max)
+    for start in range(0, queries, rows):
+        block = slice(start, min(start + rows, queries))
+        similarity_BG = query_QD[block] @ gallery_GD.T
+        relevant_BG = query_identity_Q[block, None] == gallery_identity_G[None, :]
+        removed_BG = None
+        if query_camera_Q is not None:
+            removed_BG = relevant_BG & (query_camera_Q[block, None] == gallery_camera_G[None, :])
+        if leave_one_out:
+            own = torch.arange(block.start, block.stop, device=device)
+            removed_BG = torch.zeros_like(relevant_BG) if removed_BG is None else removed_BG
+            removed_BG[torch.arange(len(own), device=device), own] = True
+        if removed_BG is not None:
+            relevant_BG &= ~removed_BG
+            similarity_BG.masked_fill_(removed_BG, -torch.inf)
+            del removed_BG
+        rank_BP, counts_B = _relevant_ranks(similarity_BG, relevant_BG)
+        rank_BP, counts_B = rank_BP.cpu().double().numpy(), counts_B.cpu().numpy()
+        found = counts_B > 0
+        if not found.any():
+            continue
+        inside_BP = np.arange(1, rank_BP.shape[1] + 1)[None, :] <= counts_B[:, None]
+        precision_BP = np.where(inside_BP, np.arange(1, rank_BP.shape[1] + 1)[None, :] / rank_BP, 0.0)
+        average_precision_Q[block][found] = (precision_BP.sum(axis=1)[found]) / counts_B[found]
+        first_rank_Q[block][found] = rank_BP[found, 0]
+        inverse_penalty_Q[block][found] = counts_B[found] / rank_BP[found, counts_B[found] - 1]
+    valid = ~np.isnan(average_precision_Q)
+    if not valid.any():
+        raise ValueError("no query has a relevant gallery image left; are the identities of both sides the same labels?")
+    cmc = (first_rank_Q[valid][:, None] <= np.arange(1, MAX_RANK + 1)[None, :]).mean(axis=0)
+    return RetrievalMetrics(
+        map=float(average_precision_Q[valid].mean()),
+        rank1=float(cmc[0]),
+        rank5=float(cmc[4]),
+        rank10=float(cmc[9]),
+        minp=float(inverse_penalty_Q[valid].mean()),
+        cmc=cmc,
+        valid_queries=int(valid.sum()),
+        average_precision=average_precision_Q,
+    )
+
+
+def nearest(query_QD: Tensor, gallery_GD: Tensor, count: int, leave_one_out: bool = False) -> np.ndarray:
+    """Gallery indices of each query's nearest images, ties by index: (Q, count). For pictures of a few queries.
+
+    Raises:
+        ValueError: count is not between 1 and the gallery that is left.
+    """
+    query_QD, gallery_GD = _unit(query_QD, "query"), _unit(gallery_GD, "gallery")
+    if not 1 <= count <= len(gallery_GD) - leave_one_out:
+        raise ValueError(f"count must be between 1 and {len(gallery_GD) - leave_one_out}, got {count}")
+    similarity_QG = query_QD @ gallery_GD.T
+    if leave_one_out:
+        similarity_QG.fill_diagonal_(-torch.inf)
+    return similarity_QG.argsort(dim=1, descending=True, stable=True)[:, :count].cpu().numpy()
+
+
+def _relevant_ranks(similarity_BG: Tensor, relevant_BG: Tensor) -> tuple[Tensor, Tensor]:
+    """1-based ranks of each row's relevant entries, rising and padded at the end: (B, P), and their counts (B,).
+
+    Removed entries must be -inf in ``similarity_BG`` already.
+    """
+    rows, gallery = similarity_BG.shape
+    device = similarity_BG.device
+    counts_B = relevant_BG.sum(dim=1)
+    most = int(counts_B.max())
+    if most == 0:
+        return torch.ones(rows, 1, device=device, dtype=torch.int64), counts_B
+    row_N, column_N = relevant_BG.nonzero(as_tuple=True)
+    slot_N = torch.arange(len(row_N), device=device) - (counts_B.cumsum(0) - counts_B)[row_N]
+    # Relevant similarities, rising, padded with at least one +inf: the bounds of the intervals.
+    bound_BP = torch.full((rows, most + 1), torch.inf, device=device)
+    bound_BP[row_N, slot_N] = similarity_BG[row_N, column_N]
+    bound_BP = bound_BP.sort(dim=1).values
+    above_BP = torch.empty(rows, most, dtype=torch.int64, device=device)
+    tied_B = torch.zeros(rows, dtype=torch.bool, device=device)
+    step = max(1, _HISTOGRAM_ENTRIES // gallery)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        # How many relevant images an entry beats: the interval it falls into.
+        beaten_RG = torch.searchsorted(bound_BP[part], similarity_BG[part])
+        # An irrelevant image exactly as near as a relevant one: only the gallery index decides, see below.
+        equal_RG = bound_BP[part].gather(1, beaten_RG) == similarity_BG[part]
+        tied_B[part] = (equal_RG & ~relevant_BG[part]).any(dim=1)
+        beaten_RG.masked_fill_(relevant_BG[part], 0)
+        beaten_RG += torch.arange(len(beaten_RG), device=device)[:, None] * (most + 1)
+        histogram_RP = torch.bincount(beaten_RG.flatten(), minlength=len(beaten_RG) * (most + 1)).view(-1, most + 1)
+        above_BP[part] = histogram_RP.flip(1).cumsum(1).flip(1)[:, 1:]
+    order_BP = (counts_B[:, None] - 1 - torch.arange(most, device=device)[None, :]).clamp_min(0)  # best first
+    rank_BP = above_BP.gather(1, order_BP) + torch.arange(1, most + 1, device=device)[None, :]
+    for row in tied_B.nonzero().flatten().tolist():
+        rank_BP[row, : counts_B[row]] = _ranks_by_sorting(similarity_BG[row], relevant_BG[row])
+    return rank_BP, counts_B
+
+
+def _ranks_by_sorting(similarity_G: Tensor, relevant_G: Tensor) -> Tensor:
+    order_G = similarity_G.argsort(descending=True, stable=True)
+    return relevant_G[order_G].nonzero().flatten() + 1
+
+
+def _unit(embedding: Tensor | np.ndarray, side: str) -> Tensor:
+    embedding = torch.as_tensor(embedding)
+    if embedding.ndim != 2 or len(embedding) == 0:
+        raise ValueError(f"{side} embeddings must be a non-empty matrix (images, width), got {tuple(embedding.shape)}")
+    embedding = embedding.detach().float()
+    norm = torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
+    if not torch.isfinite(norm).all():
+        raise ValueError(f"{int((~torch.isfinite(norm)).sum())} of {len(norm)} {side} embeddings are not finite")
+    return embedding / norm.clamp_min(1e-12)
+
+
+def _labels(values: Tensor | np.ndarray | list[int], expected: int, name: str, device: torch.device) -> Tensor:
+    labels = torch.as_tensor(values, device=device)
+    if labels.shape != (expected,):
+        raise ValueError(f"{name} must have one entry per image ({expected}), got shape {tuple(labels.shape)}")
+    return labels
