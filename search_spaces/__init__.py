@@ -1,0 +1,1 @@
+"""Search spaces: plain data, one file = one sweep = one question."""

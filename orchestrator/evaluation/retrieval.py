@@ -139,18 +139,21 @@ def evaluate(
     )
 
 
-def nearest(query_QD: Tensor, gallery_GD: Tensor, count: int, leave_one_out: bool = False) -> np.ndarray:
+def nearest(
+    query_QD: Tensor, gallery_GD: Tensor, count: int, removed_QG: Tensor | np.ndarray | None = None
+) -> np.ndarray:
     """Gallery indices of each query's nearest images, ties by index: (Q, count). For pictures of a few queries.
 
     Raises:
-        ValueError: count is not between 1 and the gallery that is left.
+        ValueError: fewer than ``count`` gallery images are left for some query.
     """
     query_QD, gallery_GD = _unit(query_QD, "query"), _unit(gallery_GD, "gallery")
-    if not 1 <= count <= len(gallery_GD) - leave_one_out:
-        raise ValueError(f"count must be between 1 and {len(gallery_GD) - leave_one_out}, got {count}")
     similarity_QG = query_QD @ gallery_GD.T
-    if leave_one_out:
-        similarity_QG.fill_diagonal_(-torch.inf)
+    if removed_QG is not None:
+        similarity_QG.masked_fill_(torch.as_tensor(removed_QG, device=similarity_QG.device), -torch.inf)
+    left = int((similarity_QG > -torch.inf).sum(dim=1).min())
+    if not 1 <= count <= left:
+        raise ValueError(f"count must be between 1 and the {left} gallery images that are left, got {count}")
     return similarity_QG.argsort(dim=1, descending=True, stable=True)[:, :count].cpu().numpy()
 
 

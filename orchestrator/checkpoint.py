@@ -1,0 +1,108 @@
+"""Saving, resuming, and the student as files that run without this project."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from models.embedder import Embedder, EmbedderConfig, retrieval_config
+
+FORMAT = 1
+
+
+def save(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Writes a training state so that a crash leaves either the old file or the new one."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(partial, "wb") as handle:
+            torch.save(dict(state), handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Reads a training state: tensors and plain values only, never pickled code.
+
+    Raises:
+        ValueError: the file cannot be read, in one line that names it.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and OS errors alike mean the file is no checkpoint
+        raise ValueError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def save_model(folder: str | Path, model: Embedder, facts: Mapping[str, Any], name: str = "student") -> None:
+    """``<name>.safetensors`` (weights without the training classifier) and ``<name>.json`` (how to build and feed it)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if not k.startswith("classifier.")}
+    config = {
+        "format": FORMAT,
+        "model": asdict(retrieval_config(model.config)),
+        "input": {
+            "size": list(model.config.image_size),
+            "resize": "exactly, bilinear with anti-aliasing",
+            "range": "RGB in [0, 1], then (x - mean) / std",
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        },
+        "output": "raw embedding; L2-normalise before comparing",
+        "facts": dict(facts),
+    }
+    partial = folder / f"{name}.safetensors.tmp-{os.getpid()}"
+    save_file(weights, partial)
+    os.replace(partial, folder / f"{name}.safetensors")
+    # The configuration comes last: its presence says that the weights are whole.
+    partial = folder / f"{name}.json.tmp-{os.getpid()}"
+    partial.write_text(json.dumps(config, indent=1))
+    os.replace(partial, folder / f"{name}.json")
+
+
+def load_model(path: str | Path, expected: EmbedderConfig | None = None) -> tuple[Embedder, dict[str, Any]]:
+    """A model in eval mode from ``<name>.safetensors`` and, beside it, ``<name>.json``; and the stored facts.
+
+    Args:
+        path: the weights file.
+        expected: the architecture the caller needs; without a JSON file it says what the weights are.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no safetensors file, or holds another architecture than expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}; expected a .safetensors file, with its .json beside it")
+    sidecar = path.with_suffix(".json")
+    stored = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+    config = EmbedderConfig(**stored["model"]) if stored else expected
+    if config is None:
+        raise ValueError(f"{path} has no {sidecar.name} beside it, so its architecture is unknown")
+    if expected is not None and config != retrieval_config(expected):
+        have, want = asdict(config), asdict(retrieval_config(expected))
+        differing = [f"{k} {have[k]} instead of {want[k]}" for k in want if have[k] != want[k]]
+        if differing:
+            raise ValueError(f"{path} holds another architecture: {', '.join(differing)}")
+    model = Embedder(retrieval_config(config))
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    wanted = model.state_dict()
+    wrong = sorted(k for k in set(weights) ^ set(wanted)) or sorted(k for k in wanted if weights[k].shape != wanted[k].shape)
+    if wrong:
+        raise ValueError(
+            f"{path} holds another architecture than {config.backbone}: {len(wrong)} tensors do not fit, first {wrong[0]}"
+        )
+    model.load_state_dict(weights)
+    return model.eval(), stored.get("facts", {})

@@ -1,0 +1,303 @@
+"""What the command lines share: names and values to a checked plan, preparation, one-line errors, tables."""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import losses
+import models
+import orchestrator
+import search_spaces
+from orchestrator import find, on_ray, tracking
+from orchestrator.method import Place, changed, check_field, recipe_dict
+from orchestrator.on_ray import Plan, TrialRecord
+from search_spaces._space import Choice, SearchSpace
+
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+# Options of several commands, spelled once.
+ON = typer.Option("demo", "--on", help="Benchmark: demo, omniglot, folder, inshop, sop, msmt17, …", metavar="BENCHMARK")
+DATA_ROOT = typer.Option("", "--data-root", help="Where the benchmark's files are.", metavar="DIR")
+SET = typer.Option([], "--set", help="A recipe field, such as --set alpha=50; may be repeated.", metavar="FIELD=VALUE")
+WORKERS = typer.Option(1, "--workers", help="Ray Train workers of one trial.", min=1)
+GPUS = typer.Option(None, "--gpus-per-worker", help="Default: 1 where the cluster has GPUs.", min=0.0)
+EPOCHS = typer.Option(None, "--epochs", help="Instead of the recipe's.", min=1)
+
+
+def app(command: Callable[..., None]) -> Callable[[], None]:
+    """A command line from a function: errors of users become one line and exit code 2."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            _one_tree()
+            command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            Console(stderr=True).print("interrupted; --resume continues a sweep")
+            raise typer.Exit(130) from None
+
+    cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    cli.command()(guarded)
+    return cli
+
+
+def storage() -> str:
+    """``ORCHESTRATOR_STORAGE`` or ./runs, absolute: databases, caches, teachers, sweeps."""
+    return str(Path(os.environ.get("ORCHESTRATOR_STORAGE", "runs")).absolute())
+
+
+def parse_settings(pairs: list[str]) -> dict[str, str]:
+    """``FIELD=VALUE`` pairs.
+
+    Raises:
+        ValueError: a pair without "=".
+    """
+    for pair in pairs:
+        if "=" not in pair:
+            raise ValueError(f"--set needs FIELD=VALUE, got {pair!r}")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def resolve(
+    space: SearchSpace, benchmark: str, settings: Mapping[str, Any], epochs: int | None, data_root: str
+) -> tuple[Any, Place]:
+    """The base recipe of a sweep and its place, everything checked that can be checked without data.
+
+    Raises:
+        ValueError: unknown names, values out of range, a tuned field that the command line also sets, or
+            points of the space that the method refuses.
+    """
+    recipe = find.recipe(space.method, benchmark)
+    method = find.method(space.method)
+    settings = {**settings, **({"epochs": epochs} if epochs else {})}
+    for name, value in settings.items():
+        if name in space.tune:
+            raise ValueError(f"{name} is what this sweep varies; it cannot also be set to {value}")
+        check_field(recipe, name, value)
+    recipe = changed(recipe, {**space.fix, **settings})
+    for name, bounds in space.tune.items():
+        for edge in bounds.options if isinstance(bounds, Choice) else (bounds.low, bounds.high):
+            check_field(recipe, name, edge)
+    for point in space.table() or [{}]:
+        method.check(changed(recipe, {**space.settings(point), **settings}))
+    if data_root and not Path(data_root).is_dir():
+        raise ValueError(f"--data-root {data_root} is not a directory")
+    return recipe, Place(storage=storage(), data_root=str(Path(data_root).absolute()) if data_root else "")
+
+
+def make_plan(
+    name: str, space: SearchSpace, title: str, benchmark: str, recipe: Any, place: Place, trials: int,
+    concurrent: int | None, workers: int, gpus: float | None, inline: bool = False,
+) -> Plan:  # fmt: skip
+    """A new sweep with its own folder. Needs a running cluster; prepares data, teacher and caches first."""
+    gpus = on_ray.default_gpus() if gpus is None else gpus
+    concurrent = on_ray.check_resources(workers, gpus, concurrent)
+    facts = _prepare_all(space, benchmark, recipe, place, workers, gpus)
+    folder = _new_folder(place, f"{name}-{benchmark}")
+    plan = Plan(
+        folder=str(folder), space=name, title=title, benchmark=benchmark, method=space.method,
+        recipe=recipe_dict(recipe), place=dataclasses.asdict(place),
+        tracking_uri=tracking.tracking_uri(place.storage), trials=trials, workers=workers, gpus_per_worker=gpus,
+        concurrent=min(concurrent, trials), facts={**facts, **code_facts()},
+        data=dataclasses.asdict(space) if inline else {},
+    )  # fmt: skip
+    save_plan(plan)
+    return plan
+
+
+def save_plan(plan: Plan) -> None:
+    path = Path(plan.folder) / "plan.json"
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(dataclasses.asdict(plan), indent=1))
+    os.replace(partial, path)
+
+
+def read_plan(folder: Path) -> Plan:
+    return Plan(**json.loads((folder / "plan.json").read_text()))
+
+
+def latest_plan(name: str, benchmark: str | None = None) -> Plan:
+    """The newest sweep of a space (and benchmark).
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = []
+    for path in Path(storage(), "sweeps").glob("*/plan.json"):
+        plan = read_plan(path.parent)
+        if plan.space == name and benchmark in (None, plan.benchmark):
+            found.append((path.stat().st_ctime_ns, int(plan.sweep.rsplit("-", 1)[1]), plan))
+    if not found:
+        where = f" on {benchmark}" if benchmark else ""
+        raise ValueError(f"no sweep {name}{where} in {storage()}; run python -m orchestrator.sweep {name} first")
+    return max(found, key=lambda f: f[:2])[2]
+
+
+def single(method: str, settings: Mapping[str, Any] | None = None, question: str = "") -> SearchSpace:
+    """A space of one trial, so that single runs and sweeps are one path."""
+    return SearchSpace(
+        method=method, question=question or f"One run of {method}.", cells={"run": dict(settings or {})},
+        seeds=(int(dict(settings or {}).get("seed", 0)),), early_stopping=False,
+    )  # fmt: skip
+
+
+def train_teacher(method: str, recipe: Any, benchmark: str, place: Place, workers: int, gpus: float) -> str:
+    """Trains the teacher of a recipe as its own MLflow run, unless it is there; returns its folder."""
+    found = find.method(method)
+    folder = Path(found.teacher_folder(recipe, place))
+    with on_ray.cache.locked(place.folder("teachers"), folder.name):
+        wanted = found.teacher(recipe, place)
+        if wanted is None:
+            return str(folder)
+        teacher_method, teacher_recipe = wanted
+        dataset = teacher_recipe.dataset
+        console.print(f"[bold]teacher[/bold] {teacher_recipe.student} at {teacher_recipe.student_size}, "
+                      f"{teacher_recipe.epochs} epochs: training it now, kept for all later sweeps")  # fmt: skip
+        space = single(teacher_method, {"seed": teacher_recipe.seed}, f"The teacher of {method} on {benchmark}.")
+        plan = make_plan(
+            "teacher", space, f"teacher on {benchmark}", dataset, teacher_recipe, place, 1, 1, workers, gpus, inline=True
+        )
+        record = on_ray.run_sweep(plan, console)[0]
+        if record.status != "completed":
+            raise ValueError(f"the teacher could not be trained: {record.message or record.status}")
+        student = tracking.student_file(plan.tracking_uri, record.run_id)
+        _install_teacher(student, folder, {"run_id": record.run_id, "metrics": record.metrics})
+        console.print(f"  teacher ready: val/map {record.value:.4f}, MLflow run {record.run_id}")
+    return str(folder)
+
+
+def code_facts() -> dict[str, str]:
+    """Version, git commit and folder of the running code."""
+    folder = Path(orchestrator.__file__).parent.parent
+    try:
+        installed = version("retrieval-distillation-orchestrator")
+    except PackageNotFoundError:
+        installed = "checkout"
+    commit = "unknown"
+    if (folder / ".git").exists():
+        asked = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
+                               capture_output=True, text=True)  # fmt: skip
+        commit = asked.stdout.strip() or commit
+    return {"version": installed, "commit": commit, "code": str(folder)}
+
+
+def trial_table(records: list[TrialRecord], metric: str) -> Table:
+    """The final table: best first, failed last."""
+    table = Table(title=None, header_style="bold")
+    fields = sorted({name for r in records for name in r.point}, key=str)
+    for heading in ("trial", *fields, "status", "epochs", metric, "rank1", "minutes", "MLflow run"):
+        table.add_column(heading, justify="left" if heading in (*fields, "status", "MLflow run") else "right")
+    for r in ranked(records):
+        values = [f"{r.point[f]:.4g}" if isinstance(r.point.get(f), float) else str(r.point.get(f, "")) for f in fields]
+        score = "" if r.value is None else f"{r.value:.4f}"
+        rank1 = f"{r.metrics['val/rank1']:.4f}" if "val/rank1" in r.metrics else ""
+        status = r.status if not r.message else f"{r.status}: {r.message[:60]}"
+        minutes = f"{r.seconds / 60:.1f}"
+        table.add_row(str(r.number), *values, status, str(r.epochs), score, rank1, minutes, r.run_id)
+    return table
+
+
+def ranked(records: list[TrialRecord]) -> list[TrialRecord]:
+    """Completed trials by value, then pruned, then the rest; ties by number."""
+    order = {"completed": 0, "pruned": 1}
+    return sorted(records, key=lambda r: (order.get(r.status, 2), -(r.value or 0.0), r.number))
+
+
+class PreparationBar:
+    """A progress bar with an ETA for every step of the preparation; plain lines where nothing can be redrawn."""
+
+    def __init__(self):
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.tasks: dict[str, Any] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bar.add_task(what, total=total)
+            if not console.is_terminal:
+                console.print(f"  {what} ({total})")
+        self.bar.update(self.tasks[what], completed=done)
+
+    def __enter__(self) -> "PreparationBar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.stop()
+
+
+def _prepare_all(
+    space: SearchSpace, benchmark: str, recipe: Any, place: Place, workers: int, gpus: float
+) -> dict[str, Any]:
+    """Teacher and caches of every distinct preparation the space needs; facts of the base recipe."""
+    method = find.method(space.method)
+    tuned = sorted(set(space.tune) & method.prepared_by)
+    if tuned:
+        options = space.tune[tuned[0]].options if isinstance(space.tune[tuned[0]], Choice) else ()
+        if len(tuned) > 1 or not options:
+            raise ValueError(f"{', '.join(tuned)} decides what is cached; only one such field may vary, as a Choice")
+        variants = [changed(recipe, {tuned[0]: option}) for option in options]
+    else:
+        variants = [changed(recipe, space.settings(point)) for point in (space.table() if space.cells else [])]
+        distinct = {json.dumps({k: v for k, v in recipe_dict(r).items() if k in method.prepared_by}): r for r in variants}
+        variants = list(distinct.values()) or [recipe]
+    facts: dict[str, Any] = {}
+    for variant in variants:
+        if method.teacher_folder(variant, place):
+            folder = train_teacher(space.method, variant, benchmark, place, workers, gpus)
+            teacher_file = Path(folder) / "teacher.json"
+            if teacher_file.exists():
+                facts["teacher_run"] = json.loads(teacher_file.read_text())["facts"].get("run_id", "")
+        started = time.monotonic()
+        with PreparationBar() as bar:
+            found = on_ray.prepare(space.method, recipe_dict(variant), benchmark, place, gpus, bar)
+        facts = {**found, **facts}
+        console.print(f"  {found['protocol']}")
+        teacher = found.get("teacher_metrics", {})
+        if teacher:
+            console.print(f"  teacher on both sides: mAP {teacher['teacher/map']:.4f}, rank-1 {teacher['teacher/rank1']:.4f}"
+                          f"; data and caches ready in {time.monotonic() - started:.0f} s")  # fmt: skip
+    return facts
+
+
+def _install_teacher(student: Path, folder: Path, facts: dict[str, Any]) -> None:
+    from orchestrator import checkpoint
+
+    model, stored = checkpoint.load_model(student)
+    checkpoint.save_model(folder, model, {**stored, **facts}, name="teacher")
+
+
+def _new_folder(place: Place, stem: str) -> Path:
+    root = Path(place.folder("sweeps"))
+    root.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(m[1]) for p in root.glob(f"{stem}-*") if (m := re.search(r"-(\d+)$", p.name))), default=0)
+    while True:
+        try:
+            (root / f"{stem}-{number}").mkdir()
+            return root / f"{stem}-{number}"
+        except FileExistsError:  # another sweep took the number
+            number += 1
+
+
+def _one_tree() -> None:
+    """Refuses to mix an installed copy with somebody's ``models`` or ``losses`` in the current directory."""
+    roots = {str(Path(next(iter(m.__path__))).resolve().parent) for m in (orchestrator, models, losses, search_spaces)}
+    if len(roots) > 1:
+        raise ValueError(f"packages come from different places: {', '.join(sorted(roots))}; start elsewhere or use python -P")

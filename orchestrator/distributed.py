@@ -1,0 +1,69 @@
+"""The few things a method or the loop needs to know about other ranks. Everything works without any."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(local: Tensor) -> Tensor:
+    """Rows of all ranks in rank order; the gradient flows to this rank's own rows.
+
+    Every rank must compute the same loss from the result, and gradients must then be *averaged* over ranks
+    (as DistributedDataParallel does): the loss of the whole batch is exact, not a mean of per-rank losses.
+
+    With one process the tensor itself is returned.
+    """
+    if world_size() == 1:
+        return local
+    return _Gather.apply(local) if local.requires_grad else _all_rows(local)
+
+
+def gather_without_gradient(local: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, detached."""
+    return local.detach() if world_size() == 1 else _all_rows(local.detach())
+
+
+def mean(value: float) -> float:
+    """Mean of a number over all ranks."""
+    if world_size() == 1:
+        return value
+    return float(_all_rows(torch.tensor([value], dtype=torch.float64, device=_device())).mean())
+
+
+def largest(value: float) -> float:
+    """Maximum of a number over all ranks."""
+    if world_size() == 1:
+        return value
+    return float(_all_rows(torch.tensor([value], dtype=torch.float64, device=_device())).max())
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local: Tensor) -> Tensor:
+        ctx.rows = len(local)
+        return _all_rows(local)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        # Each rank holds the gradient of the same total loss; averaging over ranks divides by the world size,
+        # which is put back here. No communication is needed.
+        start = rank() * ctx.rows
+        return gradient[start : start + ctx.rows] * world_size()
+
+
+def _all_rows(local: Tensor) -> Tensor:
+    parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

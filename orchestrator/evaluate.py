@@ -1,0 +1,31 @@
+"""Evaluate a finished run again, from its record alone: ``python -m orchestrator.evaluate RUN_ID``."""
+
+import typer
+
+from orchestrator import checkpoint, command, find, tracking
+from orchestrator.command import console
+from orchestrator.method import Place, recipe_from
+
+
+@command.app
+def main(
+    run_id: str = typer.Argument(..., help="From the table of a sweep, or the MLflow page.", metavar="RUN_ID"),
+    data_root: str = typer.Option("", "--data-root", help="If the data lie elsewhere now.", metavar="DIR"),
+) -> None:
+    """Embeds the queries with the stored student, searches the teacher's gallery, prints every metric."""
+    uri = tracking.tracking_uri(command.storage())
+    record = tracking.read_record(uri, run_id)
+    method = find.method(record.method)
+    if method.evaluate is None:
+        raise ValueError(f"{record.method} cannot be evaluated from a record")
+    place = Place(record.place.storage, data_root or record.place.data_root)
+    student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
+    metrics = method.evaluate(student, recipe_from(find.recipe(record.method, record.benchmark), record.recipe), place)
+    console.print(f"{record.method} on {record.benchmark}: {record.facts.get('protocol', '')}")
+    for name, value in metrics.items():
+        logged = facts["metrics"].get(name)
+        console.print(f"  {name:18} {value:.6f}" + (f"   (logged {logged:.6f})" if logged is not None else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Take a student away: ``python -m orchestrator.export RUN_ID --format onnx|safetensors [--to DIR]``."""
+
+import enum
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+
+from models.embedder import Embedder
+from orchestrator import checkpoint, command, tracking
+from orchestrator.command import console
+
+_TOLERANCE = 1e-4  # largest difference of normalised embeddings between torch and ONNX Runtime
+
+
+class Format(enum.StrEnum):
+    onnx = "onnx"
+    safetensors = "safetensors"
+
+
+@command.app
+def main(
+    run_id: str = typer.Argument(..., help="From the table of a sweep, or the MLflow page.", metavar="RUN_ID"),
+    form: Format = typer.Option(Format.safetensors, "--format"),
+    to: str = typer.Option(".", "--to", help="Folder for the files.", metavar="DIR"),
+) -> None:
+    """Writes the student and a JSON file that says how to build and feed it; neither needs this project."""
+    uri = tracking.tracking_uri(command.storage())
+    record = tracking.read_record(uri, run_id)
+    student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
+    folder = Path(to)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{record.method}-{record.benchmark}-{run_id[:8]}"
+    checkpoint.save_model(folder, student, {**facts, "run_id": run_id}, name)
+    if form is Format.onnx:
+        difference = export_onnx(student, folder / f"{name}.onnx")
+        (folder / f"{name}.safetensors").unlink()
+        console.print(f"ONNX Runtime and torch differ by at most {difference:.1e} on random images")
+    console.print(f"{folder / name}.{form.value} and {name}.json")
+
+
+def export_onnx(student: Embedder, path: Path) -> float:
+    """Writes an ONNX graph with a free batch size and compares it with torch.
+
+    Returns:
+        Largest difference of L2-normalised embeddings on eight random images.
+
+    Raises:
+        ValueError: the difference is above 1e-4; the file is removed.
+    """
+    import onnxruntime
+
+    size = student.config.image_size
+    images = torch.randn(8, 3, *size, generator=torch.Generator().manual_seed(0))
+    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            student.eval(), (images,), str(partial), input_names=["images"], output_names=["embedding"],
+            dynamic_shapes={"images_BCHW": {0: torch.export.Dim("batch", min=1)}}, dynamo=True, external_data=False,
+            verbose=False,
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
+    (exported,) = session.run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        expected = student(images).numpy()
+    difference = float(np.abs(_unit(exported) - _unit(expected)).max())
+    if not difference <= _TOLERANCE:
+        partial.unlink()
+        raise ValueError(f"the ONNX file differs from the student by {difference:.1e}, more than {_TOLERANCE:.0e}")
+    os.replace(partial, path)
+    return difference
+
+
+def _unit(embedding: np.ndarray) -> np.ndarray:
+    return embedding / np.linalg.norm(embedding, axis=1, keepdims=True).clip(1e-12)
+
+
+if __name__ == "__main__":
+    main()

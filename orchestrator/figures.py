@@ -1,0 +1,127 @@
+"""All pictures. Functions from plain numbers to matplotlib figures; nothing here reads files or runs."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from orchestrator.method import Panel
+
+matplotlib.use("Agg", force=False)
+
+# One colour-blind-safe set for everything (Okabe and Ito).
+OURS, PUBLISHED, RIGHT, WRONG, MUTED = "#0072B2", "#D55E00", "#009E73", "#CC3311", "#999999"
+
+
+def draw_panel(panel: Panel) -> Figure:
+    """Queries on the left, their results in order, right framed green and wrong framed red (and crossed out)."""
+    queries, results = panel.correct.shape
+    figure = Figure(figsize=(1 + 0.95 * results, 0.4 + 1.05 * queries), layout="constrained")
+    axes = figure.subplots(queries, results + 1, squeeze=False)
+    for q in range(queries):
+        _image(axes[q][0], panel.query[q], MUTED, "query" if q == 0 else "")
+        for r in range(results):
+            right = bool(panel.correct[q, r])
+            _image(axes[q][r + 1], panel.results[q, r], RIGHT if right else WRONG, f"{r + 1}" if q == 0 else "")
+            if not right:  # the colour alone would not tell everybody
+                axes[q][r + 1].plot([0, 1], [0, 1], color=WRONG, lw=1.2, transform=axes[q][r + 1].transAxes)
+    figure.suptitle(panel.title, fontsize=10)
+    return figure
+
+
+def curves(
+    title: str, ours: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str,
+    published: Mapping[str, Sequence[tuple[float, float]]] | None = None, logarithmic: bool = False,
+) -> Figure:  # fmt: skip
+    """Our points on the left; published curves in a panel of their own, since their scale is another data set's."""
+    figure = Figure(figsize=(9 if published else 5, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2 if published else 1, squeeze=False)[0]
+    _lines(axes[0], ours, "ours")
+    axes[0].set(title=title, xlabel=x_label, ylabel=y_label)
+    if logarithmic:
+        axes[0].set_xscale("log")
+    if published:
+        _lines(axes[1], published, "published")
+        axes[1].set(title="published (other data, other nets)", xlabel=x_label, ylabel=y_label)
+    return figure
+
+
+def heat_map(
+    title: str, x_label: str, y_label: str, value_label: str, points: Sequence[tuple[float, float, float, str]]
+) -> Figure:
+    """Values over two tuned fields on logarithmic axes: coloured dots, stopped trials hollow."""
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    done = [p for p in points if p[3] == "completed"]
+    stopped = [p for p in points if p[3] == "pruned"]
+    if done:
+        x, y, value, _ = zip(*done, strict=True)
+        dots = axis.scatter(x, y, c=value, s=220, cmap="viridis", edgecolors="black", linewidths=0.6)
+        figure.colorbar(dots, label=value_label)
+        for px, py, pv, _ in done:
+            axis.annotate(f"{pv:.1f}", (px, py), ha="center", va="center", fontsize=6.5, color="white",
+                          path_effects=[_outline()])  # fmt: skip
+    if stopped:
+        x, y, _, _ = zip(*stopped, strict=True)
+        axis.scatter(x, y, s=120, facecolors="none", edgecolors=MUTED, linewidths=1.5, label="stopped early")
+        axis.legend(loc="best", fontsize=8)
+    axis.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label, title=title)
+    return figure
+
+
+def training(title: str, series: Mapping[str, Sequence[tuple[int, float]]], metric: Mapping[str, Sequence]) -> Figure:
+    """Weighted loss terms on the left, evaluation on the right, over epochs."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, points in series.items():
+        left.plot(*zip(*points, strict=True), label=name, lw=1.5)
+    left.set(title=f"{title}: weighted loss terms", xlabel="epoch", ylabel="loss")
+    left.set_yscale("log")
+    left.legend(fontsize=8)
+    for name, points in metric.items():
+        right.plot(*zip(*points, strict=True), label=name, marker="o", ms=3, lw=1.5)
+    right.set(title="evaluation", xlabel="epoch", ylabel="fraction", ylim=(0, None))
+    right.legend(fontsize=8)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def bars(title: str, rows: Sequence[tuple[str, list[float]]], label: str) -> Figure:
+    """One bar per row with its mean, and a dot for every seed."""
+    figure = Figure(figsize=(7, 0.6 + 0.42 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    names = [name for name, _ in rows]
+    axis.barh(names, [np.mean(values) if values else 0 for _, values in rows], color=OURS, alpha=0.35)
+    for at, (_, values) in enumerate(rows):
+        axis.plot(values, [at] * len(values), "o", color=OURS, ms=5)
+    axis.invert_yaxis()
+    axis.set(title=title, xlabel=label)
+    axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _lines(axis, groups: Mapping[str, Sequence[tuple[float, float]]], kind: str) -> None:
+    colours = [OURS, "#56B4E9", "#009E73", "#E69F00"] if kind == "ours" else [PUBLISHED, "#E69F00", "#CC79A7", "#F0E442"]
+    for colour, (name, points) in zip(colours * 9, groups.items(), strict=False):
+        if points:
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", label=name, color=colour, lw=1.5)
+    axis.grid(alpha=0.3)
+    if any(groups.values()):
+        axis.legend(fontsize=8)
+
+
+def _image(axis, pixels: np.ndarray, frame: str, title: str) -> None:
+    axis.imshow(pixels)
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set(color=frame, linewidth=3)
+    if title:
+        axis.set_title(title, fontsize=8)
+
+
+def _outline():
+    from matplotlib.patheffects import withStroke
+
+    return withStroke(linewidth=1.5, foreground="black")

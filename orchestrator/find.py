@@ -1,0 +1,56 @@
+"""Names to objects, by file name: adding a method, a data set or a sweep is adding its file."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from orchestrator.method import Method, did_you_mean
+
+
+def names(package: str) -> list[str]:
+    """File names of a package that can be named on a command line (those not starting with "_")."""
+    return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if m.name[0] != "_")
+
+
+def methods() -> list[str]:
+    return [name for name in names("orchestrator.methods") if hasattr(_module("orchestrator.methods", name), "METHOD")]
+
+
+def datasets() -> list[str]:
+    return [name for name in names("orchestrator.datasets") if hasattr(_module("orchestrator.datasets", name), "load")]
+
+
+def method(name: str) -> Method:
+    """``METHOD`` of ``orchestrator/methods/<name>.py``; raises ValueError with the near names."""
+    return _found("orchestrator.methods", "METHOD", name, "method", methods)
+
+
+def dataset(name: str) -> Any:
+    """``load`` of ``orchestrator/datasets/<name>.py``; raises ValueError with the near names."""
+    return _found("orchestrator.datasets", "load", name, "data set reader", datasets)
+
+
+def space(name: str) -> Any:
+    """``SPACE`` of ``search_spaces/<name>.py``; raises ValueError with the near names."""
+    return _found("search_spaces", "SPACE", name, "sweep", lambda: names("search_spaces"))
+
+
+def recipe(method_name: str, benchmark: str) -> Any:
+    """A method's recipe for a benchmark; raises ValueError with the near names."""
+    recipes = method(method_name).recipes
+    if benchmark not in recipes:
+        raise ValueError(f"{method_name} has no recipe for {benchmark!r}" + did_you_mean(benchmark, recipes))
+    return recipes[benchmark]
+
+
+def _module(package: str, name: str) -> ModuleType:
+    return importlib.import_module(f"{package}.{name}")
+
+
+def _found(package: str, attribute: str, name: str, what: str, known: Any) -> Any:
+    if name in names(package):
+        found = getattr(_module(package, name), attribute, None)
+        if found is not None:
+            return found
+    raise ValueError(f"there is no {what} {name!r}" + did_you_mean(name, known()))

@@ -1,0 +1,228 @@
+"""What every method that trains a retrieval embedder shares: recipe fields, supervised losses, optimiser, data.
+
+The supervised half of the D3still authors' code: label-smoothed cross-entropy on the classifier and a
+batch-hard triplet loss on the pooled feature, on a batch of P identities × K images.
+"""
+
+# Shape legend: B = images of one rank's batch, D = embedding width, C = classes.
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from losses.triplet import batch_hard_triplet
+from models.embedder import Embedder, EmbedderConfig
+from orchestrator import cache, distributed, find
+from orchestrator.cache import Progress, silent
+from orchestrator.datasets.augmentation import DRAWS, Augmentation, normalised
+from orchestrator.datasets.images import Frames, ImageSet, RetrievalData
+from orchestrator.datasets.sampling import identity_batches, own_part
+from orchestrator.evaluation.retrieval import RetrievalMetrics, evaluate
+from orchestrator.method import Count, Losses, Place, Positive, Probability, Range, Task, Weight
+
+Pixels = Annotated[tuple[int, int], Range(8)]
+Whole = Annotated[int, Range(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingRecipe:
+    """Numbers of a supervised embedder; defaults are the D3still authors' (card "D3still", section 3)."""
+
+    dataset: str  # file name of the reader in orchestrator/datasets
+    evaluate_on: Literal["test", "validation"] = "test"
+    # The network that is trained.
+    student: str = "resnet18.tv_in1k"  # timm name
+    student_width: Positive = 1.0  # scales the channels of a ResNet
+    student_size: Pixels = (64, 64)  # height × width in pixels
+    student_pad: Whole = 2  # zeros around the image before the random crop, pixels
+    embedding_dim: Count = 512
+    pretrained: bool = True  # start from timm's ImageNet weights
+    # Supervised losses on a batch of P identities × K images.
+    identities_per_batch: Annotated[int, Range(2)] = 16  # P
+    images_per_identity: Count = 6  # K
+    cross_entropy: Weight = 1.0
+    label_smoothing: Probability = 0.1
+    triplet: Weight = 1.0
+    triplet_margin: Weight = 0.3  # Euclidean, of the pooled feature before the neck
+    # Augmentation after the resize.
+    flip: Probability = 0.5
+    erase: Probability = 0.5
+    erase_fill: Literal["mean", "zero"] = "mean"
+    # Optimisation.
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Positive = 0.01
+    momentum: Annotated[float, Range(0, 1)] = 0.9
+    weight_decay: Weight = 5e-4  # on everything, biases and batch norms included
+    epochs: Count = 120
+    warmup_epochs: Whole = 10  # linear from a tenth of the rate
+    constant_epochs: Whole = 40  # the cosine begins after this epoch
+    least_rate: Weight = 1e-7
+    clip_norm: Weight = 0.0  # 0 = no clipping
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; auto = bfloat16 on a GPU
+    compile: bool = False
+    evaluate_every: Count = 10  # epochs; the last epoch is always evaluated
+    seed: Whole = 0
+    # Data loading.
+    pixel_cache: Literal["auto", "on", "off"] = "auto"  # auto = on up to 128 × 128 pixels
+    loader_workers: Whole = 4  # processes that decode images that are not cached
+    skip_unreadable: bool = False
+
+
+def check(recipe: EmbeddingRecipe) -> None:
+    """Raises ValueError for values that are allowed alone but not together."""
+    if recipe.constant_epochs < recipe.warmup_epochs:
+        raise ValueError(f"constant_epochs ({recipe.constant_epochs}) must not end before warmup_epochs ({recipe.warmup_epochs})")
+    find.dataset(recipe.dataset)
+
+
+def learning_rate(recipe: EmbeddingRecipe, epoch: int) -> float:
+    """Rate of a 1-based epoch: linear warm-up, constant, cosine (stepped per epoch).
+
+    >>> recipe = EmbeddingRecipe(dataset="demo")
+    >>> [round(learning_rate(recipe, e), 6) for e in (1, 11, 41, 120)]
+    [0.001, 0.01, 0.01, 4e-06]
+    """
+    t, base = epoch - 1, recipe.learning_rate
+    if t < recipe.warmup_epochs:
+        reached = t / recipe.warmup_epochs
+        return base * (0.1 * (1 - reached) + reached)
+    if t <= recipe.constant_epochs or recipe.constant_epochs >= recipe.epochs:
+        return base
+    fraction = (t - recipe.constant_epochs) / (recipe.epochs - recipe.constant_epochs)
+    return recipe.least_rate + (base - recipe.least_rate) * (1 + math.cos(math.pi * fraction)) / 2
+
+
+def optimizer(recipe: EmbeddingRecipe, task: Task) -> Optimizer:
+    """One rate and one decay for every parameter that trains."""
+    parameters = [p for p in task.parameters() if p.requires_grad]
+    if recipe.optimizer == "adamw":
+        return AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    return SGD(parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def student_config(recipe: EmbeddingRecipe, num_classes: int = 0) -> EmbedderConfig:
+    return EmbedderConfig(
+        backbone=recipe.student,
+        embedding_dim=recipe.embedding_dim,
+        image_size=recipe.student_size,
+        width=recipe.student_width,
+        num_classes=num_classes,
+    )
+
+
+def build_student(recipe: EmbeddingRecipe, num_classes: int) -> Embedder:
+    """A student with initial weights that depend on the seed alone."""
+    torch.manual_seed(recipe.seed)
+    return Embedder(student_config(recipe, num_classes), pretrained=recipe.pretrained)
+
+
+def networks_precision(recipe: EmbeddingRecipe, device: torch.device) -> Literal["float32", "bfloat16"]:
+    if recipe.precision == "auto":
+        return "bfloat16" if device.type == "cuda" else "float32"
+    return recipe.precision
+
+
+def load_data(recipe: EmbeddingRecipe, place: Place, progress: Progress = silent) -> RetrievalData:
+    """The indexed benchmark: counts checked, every image readable, fingerprints known.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as the reader and :func:`orchestrator.cache.indexed`.
+    """
+    data = find.dataset(recipe.dataset)(place.data_root, recipe.evaluate_on)
+    root = place.folder("cache")
+    sets = {side: cache.indexed(s, root, recipe.skip_unreadable, progress) for side, s in data.sets().items()}
+    return replace(data, **sets, **({"gallery": sets["query"]} if data.leave_one_out else {}))
+
+
+def frames(
+    recipe: EmbeddingRecipe, images: ImageSet, size: tuple[int, int], place: Place, progress: Progress = silent
+) -> "cache.Rows | Frames":
+    """Source of uint8 frames of one size: the pixel cache where it is used, else decoding."""
+    if recipe.pixel_cache == "on" or (recipe.pixel_cache == "auto" and size[0] * size[1] <= 128 * 128):
+        return cache.pixels(images, size, place.folder("cache"), progress, recipe.loader_workers)
+    return Frames(images, size)
+
+
+def augmentation(recipe: EmbeddingRecipe) -> Augmentation:
+    return Augmentation(flip=recipe.flip, erase=recipe.erase, erase_fill=recipe.erase_fill)
+
+
+def labelled_requests(
+    recipe: EmbeddingRecipe, images: ImageSet, epoch: int, rank: int, world: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(image numbers, draws) of this rank's P × K batches; every slot of the epoch has its own draws."""
+    batches = identity_batches(
+        images.identity, recipe.identities_per_batch, recipe.images_per_identity, (recipe.seed, epoch, 1)
+    )
+    height, width = recipe.student_size
+    draws = augmentation(recipe).draw(batches.size, width / height, (recipe.seed, epoch, 2))
+    draws = draws.reshape(*batches.shape, DRAWS)
+    for indices, own in zip(batches, draws, strict=True):
+        yield own_part(indices, rank, world), own_part(own.swapaxes(0, 1), rank, world).swapaxes(0, 1)
+
+
+def supervised_losses(
+    recipe: EmbeddingRecipe, student: Embedder, images_BCHW: Tensor, label_B: Tensor
+) -> Losses:
+    """Cross-entropy on the classifier's logits and triplet on the pooled feature, over the batch of all ranks."""
+    pooled_BC, embedding_BD, _ = student.parts(images_BCHW)
+    label_B = distributed.gather(label_B)
+    terms, weights = {}, {}
+    if recipe.cross_entropy:
+        with torch.autocast(embedding_BD.device.type, enabled=False):
+            logits_BC = student.classifier(distributed.gather(embedding_BD.float()))
+            terms["cross_entropy"] = F.cross_entropy(logits_BC, label_B, label_smoothing=recipe.label_smoothing)
+        weights["cross_entropy"] = recipe.cross_entropy
+    if recipe.triplet:
+        terms["triplet"] = batch_hard_triplet(distributed.gather(pooled_BC.float()), label_B, recipe.triplet_margin)
+        weights["triplet"] = recipe.triplet
+    return Losses(terms, weights)
+
+
+@torch.no_grad()
+def embed(
+    model: Embedder, source: "cache.Rows | Frames", count: int, device: torch.device, batch: int = 256
+) -> Tensor:
+    """Raw float32 embeddings of all images, in order, in eval mode: (count, D) on the device.
+
+    Every rank embeds a share and receives all rows.
+    """
+    was_training = model.training
+    model.eval()
+    share = -(-count // distributed.world_size())
+    own = (np.arange(share) + distributed.rank() * share).clip(max=count - 1)  # the last share may repeat its end
+    parts = [
+        model(normalised(torch.as_tensor(source(own[start : start + batch])).to(device))).float()
+        for start in range(0, share, batch)
+    ]
+    model.train(was_training)
+    return distributed.gather_without_gradient(torch.cat(parts))[:count]
+
+
+def score(data: RetrievalData, query_QD: Tensor, gallery_GD: Tensor) -> RetrievalMetrics:
+    """Metrics under the benchmark's own protocol."""
+    cameras = (data.query.camera, data.gallery.camera) if data.camera_filter else (None, None)
+    return evaluate(
+        query_QD, gallery_GD, data.query.identity, data.gallery.identity, *cameras, leave_one_out=data.leave_one_out
+    )
+
+
+def names_of(images: ImageSet, indices: np.ndarray) -> list[str]:
+    return [images.keys[int(i)] for i in indices]
+
+
+def plain_facts(data: RetrievalData) -> dict[str, Any]:
+    """What the record says about the data."""
+    return {
+        "protocol": data.protocol,
+        "train_fingerprint": data.train.fingerprint,
+        "query_fingerprint": data.query.fingerprint,
+        "gallery_fingerprint": data.gallery.fingerprint,
+    }

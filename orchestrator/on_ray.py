@@ -1,0 +1,720 @@
+"""The only door to Ray and Optuna: trials as Ray Train jobs, sweeps as Ray Tune over an Optuna study.
+
+One source of truth for a resume: the Optuna study on disk. Every suggestion is written there before it runs,
+every value before anybody decides on it, every end as completed, pruned or failed. A resumed sweep is a new
+Tuner over the old study: finished trials stay, unfinished ones are suggested again under their old number, and
+with it comes their Ray Train folder (last checkpoint) and their MLflow run. Tune's own experiment state is not
+needed, so a kill at any moment loses at most the epochs since the last checkpoints. Departs from Ray's
+``OptunaSearch`` + ``Tuner.restore``, which lose ASHA's rungs, store early-stopped trials as complete, and start
+a trial anew that was suggested after the last snapshot.
+
+Ray Train's placement groups belong to the job, not to the trial, and outlive a trial that ASHA stops. The
+:class:`Janitor` removes them; Ray's own cleaner needs the dashboard and misses trials that are still starting.
+"""
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+for _name, _value in {
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also the rate at which epochs are reported
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs without an evaluation have no metric
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import optuna  # noqa: E402
+import ray  # noqa: E402
+import ray.train  # noqa: E402
+import ray.tune  # noqa: E402
+from optuna.trial import TrialState  # noqa: E402
+from ray.train.torch import TorchTrainer, get_device  # noqa: E402
+from ray.tune.schedulers import AsyncHyperBandScheduler  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from orchestrator import cache, checkpoint, figures, find, tracking  # noqa: E402
+from orchestrator.evaluation import cost  # noqa: E402
+from orchestrator.fit import NonFiniteLoss, fit  # noqa: E402
+from orchestrator.method import Place, changed, recipe_dict, recipe_from  # noqa: E402
+from search_spaces._space import Choice, Float, Int, SearchSpace  # noqa: E402
+
+_HEAD_ONLY = {"CPU": 0, "node:__internal_head__": 0.001}  # the thin driver of a trial must not take a worker's CPU
+_ORPHAN_SECONDS = 120.0  # a placement group that no live trial has claimed for so long is nobody's
+_RETRIES = 1  # of a trial whose worker failed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a sweep is, as plain values; stored as ``plan.json`` in its folder."""
+
+    folder: str
+    space: str  # file name in search_spaces, or a title for single runs
+    title: str  # the MLflow experiment
+    benchmark: str
+    method: str
+    recipe: dict[str, Any]  # the base recipe of all trials
+    place: dict[str, str]
+    tracking_uri: str
+    trials: int
+    workers: int = 1
+    gpus_per_worker: float = 0.0
+    concurrent: int = 1
+    facts: dict[str, Any] = field(default_factory=dict)  # code version, fingerprints, teacher
+    data: dict[str, Any] = field(default_factory=dict)  # the search space as plain values, for spaces without a file
+
+    @property
+    def sweep(self) -> str:
+        return Path(self.folder).name
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One row of the final table."""
+
+    number: int
+    status: str  # completed, pruned, failed, running
+    point: dict[str, Any]
+    epochs: int
+    value: float | None  # of the space's metric, last evaluated
+    metrics: dict[str, float]
+    run_id: str
+    message: str = ""
+    seconds: float = 0.0
+
+
+# --- The cluster ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def cluster(dashboard: bool = True) -> Iterator[None]:
+    """A Ray connection: the cluster of ``RAY_ADDRESS`` if set, else a local one that ends with the block."""
+    if ray.is_initialized():
+        yield
+        return
+    passed_on = {k: v for k, v in os.environ.items() if k.startswith(("RAY_TRAIN_", "MLFLOW_", "ORCHESTRATOR_"))}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "runtime_env": {"env_vars": passed_on},
+    }
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"object_store_memory": 256 * 2**20, "include_dashboard": dashboard}
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(workers: int, gpus_per_worker: float, concurrent: int | None) -> int:
+    """How many trials may run at once.
+
+    Raises:
+        ValueError: one trial alone needs more than the cluster has; Ray itself would wait for ever.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
+    if workers > cpus or workers * gpus_per_worker > gpus:
+        need = f"{workers} CPUs" + (f" and {workers * gpus_per_worker:g} GPUs" if gpus_per_worker else "")
+        raise ValueError(f"a trial of {workers} workers needs {need}, the cluster has {cpus:g} CPUs and {gpus:g} GPUs")
+    fitting = int(cpus // workers)
+    if gpus_per_worker:
+        fitting = min(fitting, int(gpus / (workers * gpus_per_worker) + 1e-6))
+    return min(concurrent or fitting, fitting)
+
+
+def default_gpus() -> float:
+    """One GPU a worker where the cluster has any."""
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def prepare(method: str, recipe: dict, benchmark: str, place: Place, gpus: float, progress: cache.Progress) -> dict:
+    """Runs a method's preparation on a node of the cluster, with its progress shown here."""
+    note = Path(place.storage) / "cache" / f"progress-{os.getpid()}.json"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) if not gpus else 1)
+    task = ray.remote(_prepare).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
+    waiting = task.remote(method, recipe, benchmark, place, str(note), cpus)
+    try:
+        while not ray.wait([waiting], timeout=0.3)[0]:
+            with contextlib.suppress(OSError, ValueError):
+                progress(*json.loads(note.read_text()))
+        try:
+            facts, messages = ray.get(waiting)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, (ValueError, OSError)) else error from None
+        for message in messages:
+            warnings.warn(message, stacklevel=2)
+        return facts
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def _prepare(method: str, recipe: dict, benchmark: str, place: Place, note: str, threads: int) -> tuple[dict, list[str]]:
+    import torch
+
+    torch.set_num_threads(threads)
+    last = 0.0
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.3 or done == total:
+            last = time.monotonic()
+            partial = f"{note}.tmp"
+            Path(partial).write_text(json.dumps([what, done, total]))
+            os.replace(partial, note)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = find.method(method)
+        facts = found.prepare(recipe_from(find.recipe(method, benchmark), recipe), place, progress)
+    return facts, [str(w.message) for w in caught if w.category is UserWarning and "cache" in str(w.message)
+                   or "cannot be read" in str(w.message)]  # fmt: skip
+
+
+# --- One trial --------------------------------------------------------------------------------------------------
+
+
+def _train_worker(job: dict[str, Any]) -> dict[str, Any]:
+    """What every Ray Train worker of a trial runs. Returns the final metrics, or {"failed": why}."""
+    import torch
+
+    context = ray.train.get_context()
+    rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(job["threads"])
+    method = find.method(job["method"])
+    recipe = recipe_from(find.recipe(job["method"], job["benchmark"]), job["recipe"])
+    place = Place(**job["place"])
+    _claim_placement_group(job["claim"], rank)
+    experiment = method.experiment(recipe, place, rank, world, device)
+    log = tracking.EpochLog(job["tracking_uri"], job["run_id"]) if rank == 0 else None
+    resume = None
+    stored = ray.train.get_checkpoint()
+    if stored is not None:
+        with stored.as_directory() as folder:
+            resume = checkpoint.load(Path(folder) / "state.pt")
+
+    def on_epoch(epoch: int, metrics: dict[str, float], state: Callable[[], dict[str, Any]]) -> None:
+        current = state()
+        if log is None:
+            ray.train.report({"epoch": epoch, **metrics})
+            return
+        log(epoch, metrics)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(Path(folder) / "state.pt", current)
+            ray.train.report({"epoch": epoch, **metrics}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    try:
+        history = fit(experiment, device, resume, on_epoch)
+    except NonFiniteLoss as error:
+        return {"failed": str(error)}
+    if rank == 0:
+        _log_result(job, method, recipe, place, experiment.task.student, history[-1])
+    return {"epoch": len(history), **history[-1]}
+
+
+def _log_result(job: dict, method: Any, recipe: Any, place: Place, student: Any, metrics: dict[str, float]) -> None:
+    """Student, cost and pictures of a finished trial."""
+    uri, run_id = job["tracking_uri"], job["run_id"]
+    student = student.eval().cpu()
+    facts = {"method": job["method"], "benchmark": job["benchmark"], "metrics": metrics, "recipe": recipe_dict(recipe)}
+    tracking.log_student(uri, run_id, student, facts)
+    size = student.config.image_size
+    import torch
+
+    retrieval = type(student)(checkpoint.retrieval_config(student.config)).eval()
+    costs = {
+        "cost/macs": cost.macs(retrieval, size),
+        "cost/parameters": cost.parameters(retrieval),
+        "cost/images_per_s": cost.images_per_second(retrieval, torch.zeros(32, 3, *size), seconds=0.5),
+    }
+    tracking.log_values(uri, run_id, costs)
+    if method.panel is not None:
+        tracking.log_figure(uri, run_id, figures.draw_panel(method.panel(student, recipe, place)), "retrieval.png")
+
+
+def _run_trial(config: dict[str, Any]) -> None:
+    """The Tune function of a trial: launches Ray Train and says how it ended."""
+    job = config["job"]
+    job["claim"] = ray.tune.get_context().get_trial_id()
+    try:
+        final = train_job(job)
+    except Exception as error:  # whatever ends a trial must not end the sweep; the reason goes to its record
+        final = {"failed": _reason(error)}
+    ray.tune.report({"epoch": 0, **final, "ended": True})
+
+
+def train_job(job: dict[str, Any]) -> dict[str, Any]:
+    """One Ray Train run, from its last checkpoint if its folder has any; returns what rank 0 returned."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    resources = {"CPU": 1, "GPU": job["gpus_per_worker"]} if job["gpus_per_worker"] else {"CPU": job["threads"]}
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config=job,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job["workers"], use_gpu=job["gpus_per_worker"] > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=job["name"],
+            storage_path=job["train_storage"],
+            callbacks=[TuneReportCallback()],
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
+            logging_config=ray.train.LoggingConfig("ERROR"),
+        ),
+    )
+    return trainer.fit().return_value
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost message in one line: Ray wraps a worker's exception several times."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        error = next(iter(failures.values()))
+    while getattr(error, "cause", None) is not None or error.__cause__ is not None:
+        error = getattr(error, "cause", None) or error.__cause__
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[-1] if text else ''}"[:2000]
+
+
+# --- The search -------------------------------------------------------------------------------------------------
+
+
+def open_study(plan: Plan) -> optuna.Study:
+    """The sweep's study, created on first use with the points that are run in any case."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{plan.folder}/study.db")
+    study = optuna.create_study(storage=storage, study_name=plan.sweep, direction="maximize", load_if_exists=True)
+    if not study.trials:
+        for point in search_space(plan).table():
+            study.enqueue_trial(point, user_attrs={"given": True})
+    return study
+
+
+def search_space(plan: Plan) -> SearchSpace:
+    """The plan's space: a file of search_spaces, or the stored cells of a single run."""
+    return SearchSpace(**plan.data) if plan.data else find.space(plan.space)
+
+
+def distributions(space: SearchSpace) -> dict[str, optuna.distributions.BaseDistribution]:
+    """The space in Optuna's words."""
+    if space.cells:
+        return {
+            "cell": optuna.distributions.CategoricalDistribution(list(space.cells)),
+            "seed": optuna.distributions.CategoricalDistribution(list(space.seeds)),
+        }
+    made: dict[str, optuna.distributions.BaseDistribution] = {}
+    for name, bounds in space.tune.items():
+        if isinstance(bounds, Float):
+            made[name] = optuna.distributions.FloatDistribution(bounds.low, bounds.high, log=bounds.log)
+        elif isinstance(bounds, Int):
+            made[name] = optuna.distributions.IntDistribution(bounds.low, bounds.high, log=bounds.log)
+        elif isinstance(bounds, Choice):
+            made[name] = optuna.distributions.CategoricalDistribution(list(bounds.options))
+    return made
+
+
+class StudySearch(Searcher):
+    """Suggests what is unfinished in the study, then asks Optuna; writes every value and end back at once.
+
+    The sampler of suggestion n is seeded by (seed, n), so a resumed sweep asks the same questions.
+    """
+
+    def __init__(self, plan: Plan):
+        super().__init__(metric=None, mode=None)
+        self.plan, self.space = plan, search_space(plan)
+        self.seed = int(plan.recipe.get("seed", 0))
+        self.numbers: dict[str, int] = {}  # Tune's trial id -> number in the study
+        self._study: optuna.Study | None = None
+        self._unfinished: list[int] | None = None
+        self.scheduler: EarlyStopping | None = None
+
+    @property
+    def study(self) -> optuna.Study:
+        if self._study is None:
+            self._study = open_study(self.plan)
+        return self._study
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._unfinished is None:
+            self._unfinished = [t.number for t in self.study.get_trials(states=(TrialState.RUNNING,))]
+        if self._unfinished:
+            number = self._unfinished.pop(0)
+        else:
+            asked = [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+            if len(asked) >= self.plan.trials:
+                return Searcher.FINISHED
+            self.study.sampler = optuna.samplers.TPESampler(seed=self.seed * 100_003 + len(asked), multivariate=True)
+            number = self.study.ask(distributions(self.space)).number
+        frozen = self.study.trials[number]
+        self.numbers[trial_id] = number
+        if self.scheduler is not None:
+            self.scheduler.remember(trial_id, frozen)
+        return {"job": trial_job(self.plan, self.space, number, frozen.params)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        value = result.get(self.space.metric)
+        if value is None or result.get("ended"):
+            return
+        number = self.numbers[trial_id]
+        frozen = self.study.trials[number]
+        if result["epoch"] not in frozen.intermediate_values:
+            optuna.trial.Trial(self.study, frozen._trial_id).report(value, result["epoch"])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self.numbers[trial_id]
+        if self.study.trials[number].state.is_finished():
+            return
+        result = result or {}
+        if error or "failed" in result:
+            message = str(result.get("failed", "the trial's process died"))
+            self.study.trials[number]  # noqa: B018 - read before the state changes
+            _note(self.study, number, "message", message)
+            self.study.tell(number, state=TrialState.FAIL)
+        elif result.get("ended"):
+            _note(self.study, number, "metrics", _numbers(result))
+            value = result.get(self.space.metric)
+            if value is None or not math.isfinite(value):
+                _note(self.study, number, "message", f"no finite {self.space.metric}")
+                self.study.tell(number, state=TrialState.FAIL)
+            else:
+                self.study.tell(number, value)
+        else:  # the scheduler stopped it; its last report came with the decision
+            value = result.get(self.space.metric)
+            frozen = self.study.trials[number]
+            if value is not None and result["epoch"] not in frozen.intermediate_values:
+                optuna.trial.Trial(self.study, frozen._trial_id).report(value, result["epoch"])
+            _note(self.study, number, "metrics", _numbers(result))
+            self.study.tell(number, state=TrialState.PRUNED)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the study is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: the study is the state."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_study": None, "scheduler": None}
+
+
+class EarlyStopping(AsyncHyperBandScheduler):
+    """ASHA on the explicit epoch. Points that are run in any case fill the rungs but are never stopped.
+
+    Rungs are rebuilt from the study when a sweep is resumed: they only depend on reported values.
+    """
+
+    def __init__(self, search: StudySearch, epochs: int):
+        grace = max(1, epochs // 4)
+        super().__init__(
+            time_attr="epoch", metric=search.space.metric, mode="max", max_t=max(epochs, grace + 1),
+            grace_period=grace, reduction_factor=2, stop_last_trials=False,
+        )  # fmt: skip
+        self.search, self.epochs = search, epochs
+        search.scheduler = self
+        for frozen in search.study.trials:
+            if frozen.state.is_finished():
+                self.remember(f"finished-{frozen.number}", frozen)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True
+
+    def remember(self, trial_id: str, frozen: optuna.trial.FrozenTrial) -> None:
+        """Puts a trial's stored values on the rungs."""
+        trial = _Named(trial_id)
+        for epoch, value in sorted(frozen.intermediate_values.items()):
+            self._brackets[0].on_result(trial, epoch, value)
+
+    def rungs(self) -> dict[int, int]:
+        """Epoch of every rung -> how many values it holds."""
+        return {int(epoch): len(recorded) for epoch, recorded in self._brackets[0]._rungs}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if result.get("ended") or self.search.space.metric not in result:
+            return self.CONTINUE
+        decision = super().on_trial_result(tune_controller, trial, result)
+        given = self.search.study.trials[self.search.numbers[trial.trial_id]].user_attrs.get("given")
+        if given or not self.search.space.early_stopping or result["epoch"] >= self.epochs:
+            return self.CONTINUE
+        return decision
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "search": None}
+
+
+@dataclass(frozen=True)
+class _Named:
+    trial_id: str
+
+
+def trial_job(plan: Plan, space: SearchSpace, number: int, point: Mapping[str, Any]) -> dict[str, Any]:
+    """Names and plain numbers from which a trial can be replayed; its MLflow run exists from here on."""
+    method = find.method(plan.method)
+    recipe = changed(recipe_from(find.recipe(plan.method, plan.benchmark), plan.recipe), space.settings(point))
+    method.check(recipe)
+    values = recipe_dict(recipe)
+    label = " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in point.items())
+    uri = plan.tracking_uri
+    tags = {
+        "orch.sweep": plan.sweep,
+        "orch.space": plan.space,
+        "orch.kind": "trial",
+        "orch.trial": str(number),
+        "orch.method": plan.method,
+        "orch.benchmark": plan.benchmark,
+        "orch.data_root": plan.place["data_root"],
+        **{f"orch.{k}": str(v) for k, v in plan.facts.items() if not isinstance(v, dict)},
+        **{f"orch.point.{k}": str(v) for k, v in point.items()},
+    }
+    experiment_id = tracking.experiment(uri, plan.title, plan.place["storage"], space.question)
+    run_id = tracking.run(uri, experiment_id, f"{plan.sweep}/t{number:03d}", f"{plan.method} {label}", tags, values)
+    facts = {k: v for k, v in plan.facts.items() if k != "teacher_metrics"}
+    tracking.log_record(uri, tracking.Record(run_id, plan.method, plan.benchmark, values, Place(**plan.place), facts))
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    return {
+        "method": plan.method,
+        "benchmark": plan.benchmark,
+        "recipe": values,
+        "place": plan.place,
+        "tracking_uri": uri,
+        "run_id": run_id,
+        "number": number,
+        "name": f"t{number:03d}",
+        "train_storage": f"{plan.folder}/train",
+        "workers": plan.workers,
+        "gpus_per_worker": plan.gpus_per_worker,
+        "threads": max(1, cpus // (plan.concurrent * plan.workers)),
+        "claim": "",
+    }
+
+
+# --- The sweep --------------------------------------------------------------------------------------------------
+
+
+def run_sweep(plan: Plan, console: Console) -> list[TrialRecord]:
+    """Runs what is left of the plan's trials and returns all of them, in order of their numbers."""
+    from orchestrator.progress import Board
+
+    with _only_driver(plan):
+        study = open_study(plan)
+        space = search_space(plan)
+        _close_abandoned(plan, study)
+        left = plan.trials - sum(t.state.is_finished() for t in study.trials)
+        if left > 0:
+            search = StudySearch(plan)
+            epochs = int(plan.recipe["epochs"])
+            scheduler = EarlyStopping(search, epochs)
+            janitor = Janitor()
+            board = Board(console, plan.trials, epochs, space.metric, [_as_event(t) for t in study.trials])
+            attempt = 1 + len(list((Path(plan.folder) / "tune").glob("*")))
+            with board:
+                ray.tune.Tuner(
+                    ray.tune.with_resources(_run_trial, _HEAD_ONLY),
+                    tune_config=ray.tune.TuneConfig(
+                        search_alg=search, scheduler=scheduler, num_samples=left, reuse_actors=False,
+                        max_concurrent_trials=plan.concurrent, trial_dirname_creator=_trial_folder,
+                    ),
+                    run_config=ray.tune.RunConfig(
+                        name=f"attempt-{attempt}", storage_path=f"{plan.folder}/tune", verbose=0,
+                        failure_config=ray.tune.FailureConfig(max_failures=_RETRIES),
+                        callbacks=[Reporter(plan, search, board), janitor],
+                    ),
+                ).fit()  # fmt: skip
+            janitor.clean()
+        _close_abandoned(plan, open_study(plan))
+        return records(plan)
+
+
+def _trial_folder(trial: Any) -> str:
+    return f"{trial.config['job']['name']}-{trial.trial_id}"
+
+
+def records(plan: Plan) -> list[TrialRecord]:
+    """All trials of a sweep from its study; also while it runs."""
+    states = {
+        TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed",
+        TrialState.RUNNING: "running",
+    }  # fmt: skip
+    runs = {int(run.data.tags["orch.trial"]): run.info.run_id for run in tracking.runs_of(plan.tracking_uri, plan.sweep)}
+    rows = []
+    for frozen in open_study(plan).trials:
+        if frozen.state == TrialState.WAITING:
+            continue
+        values = frozen.intermediate_values
+        epochs = int(frozen.user_attrs.get("metrics", {}).get("epoch", max(values, default=0)))
+        value = frozen.value if frozen.value is not None else (values[max(values)] if values else None)
+        rows.append(
+            TrialRecord(
+                number=frozen.number,
+                status=states[frozen.state],
+                point=dict(frozen.params),
+                epochs=epochs,
+                value=value,
+                metrics=frozen.user_attrs.get("metrics", {}),
+                run_id=runs.get(frozen.number, ""),
+                message=frozen.user_attrs.get("message", ""),
+                seconds=frozen.duration.total_seconds() if frozen.duration else 0.0,
+            )
+        )
+    return rows
+
+
+class Janitor(ray.tune.Callback):
+    """Gives back what stopped trials leave behind (module docstring)."""
+
+    def __init__(self):
+        self._first_seen: dict[str, float] = {}
+        self._next_look = 0.0
+        self._live: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._live.add(trial.trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._release(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._release(trial.trial_id)
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._release(trial.trial_id)
+        self._live.add(trial.trial_id)
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + 10
+            self.clean(older_than=_ORPHAN_SECONDS)
+
+    def clean(self, older_than: float = 0.0) -> None:
+        """Removes worker groups that no live trial has claimed for ``older_than`` seconds."""
+        claimed = {_claimed(trial_id) for trial_id in self._live}
+        for group, info in ray.util.placement_group_table().items():
+            bundles = info["bundles"].values()
+            ours = any("node:__internal_head__" in bundle for bundle in bundles)
+            if info["state"] == "REMOVED" or ours or group in claimed:
+                self._first_seen.pop(group, None)
+                continue
+            if time.monotonic() - self._first_seen.setdefault(group, time.monotonic()) >= older_than:
+                _remove_placement_group(group)
+
+    def _release(self, trial_id: str) -> None:
+        self._live.discard(trial_id)
+        group = _claimed(trial_id)
+        if group:
+            _remove_placement_group(group)
+
+
+class Reporter(ray.tune.Callback):
+    """Writes each trial's end into its MLflow run and tells the progress board."""
+
+    def __init__(self, plan: Plan, search: StudySearch, board: Any):
+        self.plan, self.search, self.board = plan, search, board
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        job = trial.config["job"]
+        self.board.started(job["number"], self.search.study.trials[job["number"]].params)
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        if not result.get("ended"):
+            self.board.epoch(trial.config["job"]["number"], result["epoch"], result.get(self.search.space.metric))
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._ended(trial)
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._ended(trial)
+
+    def _ended(self, trial: Any) -> None:
+        job = trial.config["job"]
+        self.search.on_trial_complete(trial.trial_id, trial.last_result, error=trial.status == "ERROR")
+        number, status, message = _close_run(self.plan, self.search.study.trials[job["number"]], job["run_id"])
+        frozen = self.search.study.trials[number]
+        self.board.ended(number, status, frozen.value, message)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"plan": self.plan, "search": self.search, "board": None}
+
+
+def _close_run(plan: Plan, frozen: optuna.trial.FrozenTrial, run_id: str) -> tuple[int, str, str]:
+    states = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+    status, message = states[frozen.state], frozen.user_attrs.get("message", "")
+    tracking.finish(plan.tracking_uri, run_id, status, message)
+    return frozen.number, status, message
+
+
+def _close_abandoned(plan: Plan, study: optuna.Study) -> None:
+    """MLflow runs that a killed driver left open although their trial had ended."""
+    for run in tracking.runs_of(plan.tracking_uri, plan.sweep):
+        frozen = study.trials[int(run.data.tags["orch.trial"])]
+        if run.info.status == "RUNNING" and frozen.state.is_finished():
+            _close_run(plan, frozen, run.info.run_id)
+
+
+@contextlib.contextmanager
+def _only_driver(plan: Plan) -> Iterator[None]:
+    import fcntl
+
+    Path(plan.folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(plan.folder) / "driver.lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"the sweep {plan.sweep} is being run by another process") from error
+        yield
+
+
+def _as_event(frozen: optuna.trial.FrozenTrial) -> tuple[int, bool, float | None]:
+    return frozen.number, frozen.state.is_finished(), frozen.value
+
+
+def _note(study: optuna.Study, number: int, key: str, value: Any) -> None:
+    optuna.trial.Trial(study, study.trials[number]._trial_id).set_user_attr(key, value)
+
+
+def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a result without Tune's own bookkeeping."""
+    return {k: v for k, v in result.items() if isinstance(v, (int, float)) and ("/" in k or k == "epoch")}
+
+
+def _claim_placement_group(claim: str, rank: int) -> None:
+    group = ray.util.get_current_placement_group()
+    if rank == 0 and group is not None:
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        _internal_kv_put(f"orchestrator/{claim}", group.id.hex(), overwrite=True)
+
+
+def _claimed(trial_id: str) -> str:
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return (_internal_kv_get(f"orchestrator/{trial_id}") or b"").decode()
+
+
+def _remove_placement_group(group: str) -> None:
+    found = ray.util.placement_group_table().get(group)
+    if found is None or found["state"] == "REMOVED":
+        return
+    identifier = ray._raylet.PlacementGroupID(bytes.fromhex(group))
+    ray.util.remove_placement_group(ray.util.placement_group.PlacementGroup(identifier))

@@ -1,0 +1,84 @@
+"""One readable display of a sweep: a live line on a terminal, plain event lines elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+_QUIET_SECONDS = 20.0  # between status lines where nothing can be redrawn
+
+
+class Board:
+    """Trials done, running and failed, epochs of the running ones, the best so far, and when it will end."""
+
+    def __init__(
+        self, console: Console, trials: int, epochs: int, metric: str, known: list[tuple[int, bool, float | None]]
+    ):
+        self.console, self.trials, self.epochs, self.metric = console, trials, epochs, metric
+        self.done = {number: value for number, finished, value in known if finished}
+        self.running: dict[int, tuple[int, float | None, str]] = {}
+        self.failed = self.pruned = 0
+        self.started_at, self.epochs_here = time.monotonic(), 0
+        self._last_line = time.monotonic()
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> "Board":
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def started(self, number: int, point: dict[str, Any]) -> None:
+        label = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in point.items())
+        again = number in self.running
+        self.running[number] = (0, None, label)
+        self.console.print(f"  trial {number} {'restarted' if again else 'started'}: {label}", highlight=False)
+
+    def epoch(self, number: int, epoch: int, value: float | None) -> None:
+        before, last, label = self.running.get(number, (0, None, ""))
+        self.epochs_here += 1
+        self.running[number] = (max(epoch, before), value if value is not None else last, label)
+        if not self.console.is_terminal and time.monotonic() - self._last_line > _QUIET_SECONDS:
+            self._last_line = time.monotonic()
+            self.console.print(self._status(), highlight=False)
+
+    def ended(self, number: int, status: str, value: float | None, message: str = "") -> None:
+        epoch, last, label = self.running.pop(number, (0, None, ""))
+        self.done[number] = value
+        self.failed += status == "failed"
+        self.pruned += status == "pruned"
+        shown = value if value is not None else last
+        text = f"  trial {number} {status} after epoch {epoch}" + (f": {self.metric} {shown:.4f}" if shown is not None else "")
+        self.console.print(text + (f" ({message})" if message else ""), highlight=False, markup=False)
+
+    def _status(self) -> str:
+        best = max((v for v in self.done.values() if v is not None), default=None)
+        parts = [f"  {len(self.done)}/{self.trials} trials done"]
+        if self.pruned:
+            parts.append(f"{self.pruned} stopped early")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        running = ", ".join(f"t{n} epoch {e}/{self.epochs}" for n, (e, _, _) in sorted(self.running.items()))
+        parts.append(f"running: {running or 'starting'}")
+        if best is not None:
+            parts.append(f"best {self.metric} {best:.4f}")
+        return " · ".join([*parts, self._eta()])
+
+    def _eta(self) -> str:
+        elapsed = time.monotonic() - self.started_at
+        left = (self.trials - len(self.done)) * self.epochs - sum(e for e, _, _ in self.running.values())
+        if not self.epochs_here:
+            return f"{elapsed:.0f} s"
+        seconds = elapsed / self.epochs_here * max(0, left)
+        return f"ETA {seconds / 60:.0f} min" if seconds > 90 else f"ETA {seconds:.0f} s"
+
+    def _render(self) -> Any:
+        table = Table.grid()
+        table.add_row(Text(self._status()))
+        return table

@@ -1,0 +1,96 @@
+"""Run a sweep: ``python -m orchestrator.sweep d3still_beta_gamma [--on demo] [--data-root DIR] …``."""
+
+import typer
+
+from orchestrator import command, find, on_ray, tracking
+from orchestrator.command import console
+from orchestrator.method import recipe_dict
+
+
+@command.app
+def main(
+    name: str = typer.Argument("", help="File name in search_spaces; --list shows all.", metavar="NAME"),
+    on: str = command.ON,
+    data_root: str = command.DATA_ROOT,
+    trials: int = typer.Option(None, "--trials", help="In total, the paper's points included.", min=1),
+    concurrent: int = typer.Option(None, "--concurrent", help="Default: as many as the cluster holds.", min=1),
+    workers: int = command.WORKERS,
+    gpus_per_worker: float = command.GPUS,
+    epochs: int = command.EPOCHS,
+    settings: list[str] = command.SET,
+    resume: bool = typer.Option(False, "--resume", help="Continue the newest sweep of this name."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Check everything, print the plan, stop."),
+    listing: bool = typer.Option(False, "--list", help="Show all sweeps."),
+) -> None:
+    """Sweep one search space with Ray Tune and Optuna, every trial a Ray Train job, logged to MLflow."""
+    if listing or not name:
+        for known in find.names("search_spaces"):
+            console.print(f"{known:24} {find.space(known).question}")
+        return
+    space = find.space(name)
+    given = command.parse_settings(settings)
+    if resume:
+        plan = _resumed(command.latest_plan(name, on), space, given, epochs, trials, concurrent)
+        with on_ray.cluster():
+            on_ray.check_resources(plan.workers, plan.gpus_per_worker, plan.concurrent)
+            _run(plan, space)
+        return
+    recipe, place = command.resolve(space, on, given, epochs, data_root)
+    total = len(space.table()) if space.cells else (trials or space.trials)
+    if space.cells and trials:
+        raise ValueError(f"{name} is a table of {total} rows × seeds and always runs in full; leave --trials away")
+    console.print(f"[bold]{name}[/bold] on {on}: {space.question}")
+    _print_plan(space, total, recipe)
+    if dry_run:
+        find.dataset(recipe.dataset)(place.data_root, recipe.evaluate_on)
+        return
+    with on_ray.cluster():
+        title = f"{name} on {on}"
+        plan = command.make_plan(name, space, title, on, recipe, place, total, concurrent, workers, gpus_per_worker)
+        _run(plan, space)
+
+
+def _run(plan: on_ray.Plan, space) -> None:
+    console.print(f"  sweep {plan.sweep}: {plan.trials} trials, {plan.concurrent} at once, {plan.workers} worker(s) each")
+    records = on_ray.run_sweep(plan, console)
+    console.print(command.trial_table(records, space.metric))
+    done = sum(r.status == "completed" for r in records)
+    console.print(f"{done} completed, {sum(r.status == 'pruned' for r in records)} stopped early, "
+                  f"{sum(r.status == 'failed' for r in records)} failed")  # fmt: skip
+    console.print(f"compare: {tracking.ui_command(plan.tracking_uri)}   (experiment “{plan.title}”)")
+    console.print(f"report:  python -m orchestrator.report {plan.space} --on {plan.benchmark}")
+    if not done:
+        raise ValueError("no trial completed; the reasons are in the table above and in the MLflow runs")
+
+
+def _print_plan(space, total: int, recipe) -> None:
+    for name, bounds in space.tune.items():
+        console.print(f"  {name}: {bounds}", markup=False)
+    for point in space.table():
+        console.print(f"  first: {point}", markup=False)
+    values = ", ".join(f"{k}={v}" for k, v in recipe_dict(recipe).items())
+    console.print(f"  {total} trials; recipe: {values}", markup=False)
+
+
+def _resumed(plan: on_ray.Plan, space, given: dict, epochs: int | None, trials: int | None, concurrent: int | None):
+    """The stored plan; more trials may be asked for, other numbers may not."""
+    import dataclasses
+
+    from orchestrator.method import check_field
+
+    recipe = find.recipe(plan.method, plan.benchmark)
+    asked = {k: check_field(recipe, k, v) for k, v in {**given, **({"epochs": epochs} if epochs else {})}.items()}
+    stored = {k: check_field(recipe, k, v) for k, v in plan.recipe.items()}
+    differing = [f"{k}={stored[k]} (asked {v})" for k, v in asked.items() if stored[k] != v]
+    if differing:
+        raise ValueError(f"the sweep {plan.sweep} was started with {', '.join(differing)}; resume it without changes")
+    if trials and space.tune and trials > plan.trials:
+        plan = dataclasses.replace(plan, trials=trials)
+    if concurrent:
+        plan = dataclasses.replace(plan, concurrent=concurrent)
+    command.save_plan(plan)
+    return plan
+
+
+if __name__ == "__main__":
+    main()

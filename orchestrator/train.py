@@ -1,0 +1,49 @@
+"""Train one student: ``python -m orchestrator.train d3still --on demo --set beta=0.3``."""
+
+import typer
+
+from orchestrator import command, find, on_ray, tracking
+from orchestrator.command import console
+
+
+@command.app
+def main(
+    method: str = typer.Argument(..., help="File name in orchestrator/methods.", metavar="METHOD"),
+    on: str = command.ON,
+    data_root: str = command.DATA_ROOT,
+    workers: int = command.WORKERS,
+    gpus_per_worker: float = command.GPUS,
+    epochs: int = command.EPOCHS,
+    settings: list[str] = command.SET,
+    resume: bool = typer.Option(False, "--resume", help="Continue the newest run of this method and benchmark."),
+) -> None:
+    """One run of a method as a Ray Train job, logged to MLflow; the same path as a trial of a sweep."""
+    find.method(method)
+    name = f"train-{method}"
+    if resume:
+        plan = command.latest_plan(name, on)
+        with on_ray.cluster():
+            _finish(on_ray.run_sweep(plan, console)[0], plan)
+        return
+    given = command.parse_settings(settings)
+    space = command.single(method, {"seed": int(given["seed"])} if given.get("seed", "").isdigit() else None)
+    recipe, place = command.resolve(space, on, given, epochs, data_root)
+    with on_ray.cluster():
+        title = f"{method} on {on}"
+        plan = command.make_plan(
+            name, space, title, on, recipe, place, 1, 1, workers, gpus_per_worker, inline=True
+        )
+        _finish(on_ray.run_sweep(plan, console)[0], plan)
+
+
+def _finish(record: on_ray.TrialRecord, plan: on_ray.Plan) -> None:
+    if record.status != "completed":
+        raise ValueError(f"the run {record.status}: {record.message}")
+    for key, value in record.metrics.items():
+        if key.startswith(("val/", "symmetric/")):
+            console.print(f"  {key:16} {value:.4f}")
+    console.print(f"MLflow run {record.run_id}; compare: {tracking.ui_command(plan.tracking_uri)}")
+
+
+if __name__ == "__main__":
+    main()
