@@ -27,7 +27,7 @@ from orchestrator.method import Place, changed, check_field, recipe_dict
 from orchestrator.on_ray import Plan, TrialRecord
 from search_spaces._space import Choice, SearchSpace
 
-console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty())
 
 # Options of several commands, spelled once.
 ON = typer.Option("demo", "--on", help="Benchmark: demo, omniglot, folder, inshop, sop, msmt17, …", metavar="BENCHMARK")

@@ -47,6 +47,7 @@ from optuna.trial import TrialState  # noqa: E402
 from ray.train.torch import TorchTrainer, get_device  # noqa: E402
 from ray.tune.schedulers import AsyncHyperBandScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
+from ray.util.placement_group import PlacementGroup  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from orchestrator import cache, checkpoint, figures, find, tracking  # noqa: E402
@@ -717,4 +718,4 @@ def _remove_placement_group(group: str) -> None:
     if found is None or found["state"] == "REMOVED":
         return
     identifier = ray._raylet.PlacementGroupID(bytes.fromhex(group))
-    ray.util.remove_placement_group(ray.util.placement_group.PlacementGroup(identifier))
+    ray.util.remove_placement_group(PlacementGroup(identifier))

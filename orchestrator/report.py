@@ -1,0 +1,287 @@
+"""Write the report of a sweep: ``python -m orchestrator.report d3still_beta_gamma [--on demo]``.
+
+One HTML file without any reference outside itself, the same as Markdown, and the pictures as files; all are
+also artifacts of the sweep's summary run in MLflow.
+"""
+
+import base64
+import io
+import os
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import typer
+from matplotlib.figure import Figure
+
+from orchestrator import command, figures, find, on_ray, published, tracking
+from orchestrator.command import console
+from orchestrator.on_ray import Plan, TrialRecord
+from search_spaces._space import SearchSpace
+
+
+@dataclass
+class TableOf:
+    head: list[str]
+    rows: list[list[str]]
+    numeric: set[int] = field(default_factory=set)
+    caption: str = ""
+    best: int = -1
+    published: bool = False
+
+
+@dataclass
+class Picture:
+    name: str
+    alt: str
+    png: bytes
+
+    @property
+    def data(self) -> str:
+        return base64.b64encode(self.png).decode()
+
+
+@dataclass
+class Section:
+    title: str
+    text: str = ""
+    tables: list[TableOf] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    code: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@command.app
+def main(
+    name: str = typer.Argument(..., help="The sweep.", metavar="NAME"),
+    on: str = typer.Option("", "--on", help="Default: the benchmark of the newest sweep.", metavar="BENCHMARK"),
+    to: str = typer.Option("", "--to", help="Default: the sweep's own folder.", metavar="DIR"),
+) -> None:
+    """Curves beside the published ones, the trial table, a heat map, training curves, a retrieval panel."""
+    find.space(name)
+    html, run_id = write(command.latest_plan(name, on or None), to)
+    console.print(f"report: {html}")
+    console.print(f"summary run in MLflow: {run_id}")
+
+
+def write(plan: Plan, to: str = "") -> tuple[Path, str]:
+    """Writes report.html, report.md and figures/; returns the HTML file and the id of the summary run.
+
+    Raises:
+        ValueError: no trial has completed yet.
+    """
+    space = on_ray.search_space(plan)
+    records = on_ray.records(plan)
+    done = [r for r in records if r.status == "completed"]
+    if not done:
+        raise ValueError(f"the sweep {plan.sweep} has no completed trial yet; there is nothing to report")
+    content = {
+        "title": f"{plan.space} on {plan.benchmark}",
+        "question": space.question,
+        "summary": _summary(plan, space, records),
+        "sections": [
+            *(_cells(plan, space, done) if space.cells else _dimensions(plan, space, records)),
+            _trials(space, records),
+            _best(plan, space, done),
+            _cost(plan, done),
+            _provenance(plan, records),
+        ],
+    }
+    folder = Path(to or plan.folder)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    pictures = [p for section in content["sections"] for p in section.pictures]
+    for picture in pictures:
+        _replace(folder / "figures" / picture.name, picture.png)
+    html = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html").render(content)
+    _replace(folder / "report.html", html.encode())
+    markdown = jinja2.Environment(loader=loader, autoescape=False).get_template("report.md").render(content)
+    _replace(folder / "report.md", markdown.encode())
+    return folder / "report.html", _log(plan, space, done, folder, pictures)
+
+
+def _summary(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> str:
+    best = command.ranked(records)[0]
+    counts = {s: sum(r.status == s for r in records) for s in ("completed", "pruned", "failed", "running")}
+    text = ", ".join(f"{n} {'stopped early' if s == 'pruned' else s}" for s, n in counts.items() if n)
+    teacher = plan.facts.get("teacher_metrics", {})
+    gallery = f" The teacher on both sides reaches mAP {100 * teacher['teacher/map']:.2f}." if teacher else ""
+    return (
+        f"{len(records)} trials ({text}). Best: {_label(best.point)} with {space.metric} {100 * best.value:.2f}.{gallery} "
+        f"All our numbers are percent, measured on {plan.benchmark} under “{plan.facts.get('protocol', '')}”."
+    )
+
+
+def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> list[Section]:
+    """A curve for every pictured field with the others at the paper's values, and a heat map for two."""
+    rows = published.BESIDE.get(plan.space, [])
+    sections = []
+    base = dict(space.start[0]) if space.start else {}
+    for name in space.picture:
+        others = {k: v for k, v in base.items() if k != name}
+        points = [(r.point[name], 100 * r.value) for r in records
+                  if r.status == "completed" and all(abs(r.point[k] - v) < 1e-9 for k, v in others.items())]  # fmt: skip
+        beside: dict[str, list[tuple[float, float]]] = {}
+        figure_rows = [p for p in rows if getattr(p, name, None) is not None and all(getattr(p, k, None) == v for k, v in others.items())]
+        for p in figure_rows:
+            if len({getattr(q, name) for q in figure_rows if q.benchmark == p.benchmark and q.source == p.source}) > 1:
+                beside.setdefault(p.benchmark, []).append((getattr(p, name), p.map))
+        at = ", ".join(f"{_symbol(k)} = {v:g}" for k, v in others.items())
+        title = f"{_symbol(name)}" + (f" at {at}" if at else "")
+        drawn = figures.curves(f"ours, {plan.benchmark}", {"mAP": points}, _symbol(name), "mAP (%)", beside, not beside)
+        section = Section(title, pictures=[_png(f"{name}.png", f"mAP over {name}", drawn)])
+        section.tables.append(TableOf([_symbol(name), "mAP (%), ours"], [[f"{x:.4g}", f"{y:.2f}"] for x, y in sorted(points)], {0, 1}))
+        if beside:
+            values = sorted({x for curve in beside.values() for x, _ in curve})
+            section.tables.append(
+                TableOf(
+                    [_symbol(name), *beside],
+                    [[f"{x:g}", *(f"{dict(c).get(x, float('nan')):.2f}" for c in beside.values())] for x in values],
+                    set(range(len(beside) + 1)),
+                    caption=f"published: {'; '.join(sorted({p.source for p in figure_rows}))}; "
+                    f"{figure_rows[0].teacher} → {figure_rows[0].student}",
+                    published=True,
+                )
+            )
+        sections.append(section)
+    if len(space.picture) == 2:
+        x, y = space.picture
+        points4 = [(r.point[x], r.point[y], 100 * (r.value or 0), r.status) for r in records if r.value is not None]
+        drawn = figures.heat_map("All trials", _symbol(x), _symbol(y), "mAP (%)", points4)
+        sections.append(Section(f"{_symbol(x)} × {_symbol(y)}", pictures=[_png("heat_map.png", f"mAP over {x} and {y}", drawn)]))
+    return sections
+
+
+def _cells(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[Section]:
+    """One row per cell: mean and spread over seeds, and the published rows of the same losses."""
+    rows = {name: [r for r in done if r.point["cell"] == name] for name in space.cells}
+    ours = TableOf(["row", "seeds", "mAP", "R1", "mAP, student on both sides"], [], {1, 2, 3, 4}, caption="ours: mean ± standard deviation over seeds, percent")
+    for name, runs in rows.items():
+        columns = [_mean_spread([r.metrics.get(key) for r in runs]) for key in ("val/map", "val/rank1", "symmetric/map")]
+        ours.rows.append([name, str(len(runs)), *columns])
+    values = [(name, [100 * r.value for r in runs]) for name, runs in rows.items()]
+    beside = published.BESIDE.get(plan.space, [])
+    tables = [ours]
+    for benchmark in dict.fromkeys(p.benchmark for p in beside):
+        mine = [p for p in beside if p.benchmark == benchmark]
+        body = [[p.losses, f"{p.map:.2f}", f"{p.rank1:.2f}", p.source] for p in mine]
+        caption = f"published, {benchmark}: {mine[0].teacher} → {mine[0].student}, single runs; ours there: not run"
+        if benchmark == plan.benchmark:
+            caption = f"published, {benchmark}: {mine[0].teacher} → {mine[0].student}, single runs"
+        tables.append(TableOf(["losses", "mAP", "R1", "source"], body, {1, 2}, caption, published=True))
+    picture = _png("table.png", "mAP of every row", figures.bars("mAP, mean and every seed", values, "mAP (%)"))
+    return [Section("Rows", tables=tables, pictures=[picture])]
+
+
+def _trials(space: SearchSpace, records: list[TrialRecord]) -> Section:
+    fields = list(space.table()[0]) if space.table() else sorted(space.tune)
+    table = TableOf(
+        ["trial", *map(_symbol, fields), "status", "epochs", "mAP", "R1", "R5", "mINP", "minutes", "MLflow run"], [],
+        {0, *range(1, 1 + len(fields)), *range(len(fields) + 2, len(fields) + 8)}, best=0,
+    )  # fmt: skip
+    for r in command.ranked(records):
+        metrics = [_percent(r.metrics.get(f"val/{m}")) for m in ("map", "rank1", "rank5", "minp")]
+        point = [f"{r.point[f]:.4g}" if isinstance(r.point[f], float) else str(r.point[f]) for f in fields]
+        status = r.status + (f": {r.message}" if r.message else "")
+        table.rows.append([str(r.number), *point, status, str(r.epochs), *metrics, f"{r.seconds / 60:.1f}", r.run_id])
+    return Section("Trials", tables=[table])
+
+
+def _best(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> Section:
+    best = command.ranked(done)[0]
+    uri = plan.tracking_uri
+    keys = tracking.client(uri).get_run(best.run_id).data.metrics
+    terms = {k.split("/")[1]: tracking.curve(uri, best.run_id, k) for k in sorted(keys) if k.startswith("loss_weighted/")}
+    metric = {k: tracking.curve(uri, best.run_id, k) for k in ("val/map", "val/rank1", "symmetric/map") if k in keys}
+    drawn = figures.training(f"trial {best.number}", terms, metric)
+    pictures = [_png("training.png", "training curves of the best trial", drawn)]
+    panel = tracking.artifact(uri, best.run_id, "retrieval.png")
+    if panel is not None:
+        pictures.append(Picture("retrieval.png", "queries and their first ten results", panel.read_bytes()))
+    return Section(f"Best trial: {_label(best.point)}", pictures=pictures)
+
+
+def _cost(plan: Plan, done: list[TrialRecord]) -> Section:
+    best = command.ranked(done)[0]
+    metrics = tracking.client(plan.tracking_uri).get_run(best.run_id).data.metrics
+    rows = [
+        [plan.recipe["student"], "×".join(map(str, plan.recipe["student_size"])),
+         f"{metrics.get('cost/macs', 0) / 1e9:.4f}", f"{metrics.get('cost/parameters', 0) / 1e6:.3f}",
+         f"{metrics.get('cost/images_per_s', 0):.0f}"],
+    ]  # fmt: skip
+    text = "MACs are what papers of this field print as FLOPs. Images/s: batch 32, on the machine of the trial, whose other core may have been busy."
+    return Section("Cost of the student", text, [TableOf(["network", "pixels", "GMACs", "M parameters", "images/s"], rows, {2, 3, 4})])
+
+
+def _provenance(plan: Plan, records: list[TrialRecord]) -> Section:
+    commands = f"python -m orchestrator.sweep {plan.space} --on {plan.benchmark}"
+    defaults = on_ray.recipe_dict(find.recipe(plan.method, plan.benchmark)) | dict(on_ray.search_space(plan).fix)
+    for key, value in plan.recipe.items():
+        if defaults.get(key) != value:
+            text = "x".join(map(str, value)) if isinstance(value, list) else value
+            commands += f" --epochs {value}" if key == "epochs" else f" --set {key}={text}"
+    if plan.place["data_root"]:
+        commands += " --data-root DIR"
+    if not on_ray.search_space(plan).cells:
+        commands += f" --trials {plan.trials}"
+    commands += f" --workers {plan.workers}" if plan.workers > 1 else ""
+    best = command.ranked(records)[0]
+    commands += f"\npython -m orchestrator.evaluate {best.run_id}\npython -m orchestrator.export {best.run_id} --format onnx"
+    commands += f"\n{tracking.ui_command(plan.tracking_uri)}"
+    facts = {k.replace("_", " "): str(v) for k, v in plan.facts.items() if not isinstance(v, dict) and k != "code"}
+    return Section("How to reproduce", code=commands, facts=facts)
+
+
+def _log(plan: Plan, space: SearchSpace, done: list[TrialRecord], folder: Path, pictures: list[Picture]) -> str:
+    uri = plan.tracking_uri
+    experiment = tracking.experiment(uri, plan.title, plan.place["storage"], space.question)
+    tags = {"orch.sweep": plan.sweep, "orch.kind": "summary", "orch.space": plan.space, "orch.benchmark": plan.benchmark}
+    params = {"space": plan.space, "benchmark": plan.benchmark, "trials": plan.trials}
+    run_id = tracking.run(uri, experiment, f"{plan.sweep}/summary", f"summary of {plan.sweep}", tags, params)
+    best = command.ranked(done)[0]
+    teacher = plan.facts.get("teacher_metrics", {})
+    scores = {f"best/{k.split('/')[1]}": v for k, v in best.metrics.items() if k.startswith("val/")}
+    tracking.log_values(uri, run_id, {**scores, **teacher}, {"orch.best_trial": best.number, "orch.best_run": best.run_id})
+    for name in ("report.html", "report.md"):
+        tracking.log_file(uri, run_id, folder / name)
+    for picture in pictures:
+        tracking.log_file(uri, run_id, folder / "figures" / picture.name, "figures")
+    tracking.finish(uri, run_id, "completed")
+    return run_id
+
+
+def _png(name: str, alt: str, figure: Figure) -> Picture:
+    stored = io.BytesIO()
+    figure.savefig(stored, format="png", dpi=110)
+    return Picture(name, alt, stored.getvalue())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def _label(point: dict[str, Any]) -> str:
+    return ", ".join(f"{_symbol(k)} = {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in point.items())
+
+
+def _symbol(name: str) -> str:
+    return {"alpha": "α", "beta": "β", "gamma": "γ", "top_k": "k"}.get(name, name)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def _mean_spread(values: list[float | None]) -> str:
+    known = [100 * v for v in values if v is not None]
+    if not known:
+        return ""
+    return f"{statistics.mean(known):.2f}" + (f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
