@@ -31,19 +31,23 @@ def draw_panel(panel: Panel) -> Figure:
 
 
 def curves(
-    title: str, ours: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str,
-    published: Mapping[str, Sequence[tuple[float, float]]] | None = None, logarithmic: bool = False,
+    title: str, ours: Sequence[tuple[float, float]], x_label: str,
+    published: Mapping[str, Sequence[tuple[float, float]]], reference: float,
 ) -> Figure:  # fmt: skip
-    """Our points on the left; published curves in a panel of their own, since their scale is another data set's."""
+    """Our curve on the left; the published ones in a panel of their own, as differences to their value at
+    ``reference``: other data sets live on other scales."""
     figure = Figure(figsize=(9 if published else 5, 3.4), layout="constrained")
     axes = figure.subplots(1, 2 if published else 1, squeeze=False)[0]
-    _lines(axes[0], ours, "ours")
-    axes[0].set(title=title, xlabel=x_label, ylabel=y_label)
-    if logarithmic:
-        axes[0].set_xscale("log")
+    _line(axes[0], ours, "mAP", OURS)
+    axes[0].set(title=title, xlabel=x_label, ylabel="mAP (%)")
     if published:
-        _lines(axes[1], published, "published")
-        axes[1].set(title="published (other data, other nets)", xlabel=x_label, ylabel=y_label)
+        for colour, (name, points) in zip((PUBLISHED, "#E69F00", "#CC79A7"), published.items(), strict=False):
+            zero = dict(points).get(reference, 0.0)
+            _line(axes[1], [(x, y - zero) for x, y in points], name, colour)
+        axes[1].set(
+            title="published (other data and nets)", xlabel=x_label, ylabel=f"mAP − mAP at {x_label} = {reference:g}"
+        )
+        axes[1].axhline(0, color=MUTED, lw=0.8)
     return figure
 
 
@@ -102,14 +106,16 @@ def bars(title: str, rows: Sequence[tuple[str, list[float]]], label: str) -> Fig
     return figure
 
 
-def _lines(axis, groups: Mapping[str, Sequence[tuple[float, float]]], kind: str) -> None:
-    colours = [OURS, "#56B4E9", "#009E73", "#E69F00"] if kind == "ours" else [PUBLISHED, "#E69F00", "#CC79A7", "#F0E442"]
-    for colour, (name, points) in zip(colours * 9, groups.items(), strict=False):
-        if points:
-            axis.plot(*zip(*sorted(points), strict=True), marker="o", label=name, color=colour, lw=1.5)
-    axis.grid(alpha=0.3)
-    if any(groups.values()):
+def _line(axis, points: Sequence[tuple[float, float]], label: str, colour: str) -> None:
+    if points:
+        x, y = zip(*sorted(points), strict=True)
+        axis.plot(x, y, marker="o", label=label, color=colour, lw=1.5)
+        if max(x) > 20 * min(x) > 0:
+            axis.set_xscale("log")
+        elif len(set(x)) <= 6:
+            axis.set_xticks(sorted(set(x)))
         axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
 
 
 def _image(axis, pixels: np.ndarray, frame: str, title: str) -> None:

@@ -124,13 +124,17 @@ def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> l
         points = [(r.point[name], 100 * r.value) for r in records
                   if r.status == "completed" and all(abs(r.point[k] - v) < 1e-9 for k, v in others.items())]  # fmt: skip
         beside: dict[str, list[tuple[float, float]]] = {}
-        figure_rows = [p for p in rows if getattr(p, name, None) is not None and all(getattr(p, k, None) == v for k, v in others.items())]
+        figure_rows = [
+            p for p in rows
+            if all(getattr(p, k) == v for k, v in others.items())
+            and len({getattr(q, name) for q in rows if q.source == p.source}) > 1
+        ]  # fmt: skip
         for p in figure_rows:
-            if len({getattr(q, name) for q in figure_rows if q.benchmark == p.benchmark and q.source == p.source}) > 1:
-                beside.setdefault(p.benchmark, []).append((getattr(p, name), p.map))
+            beside.setdefault(p.benchmark, []).append((getattr(p, name), p.map))
         at = ", ".join(f"{_symbol(k)} = {v:g}" for k, v in others.items())
         title = f"{_symbol(name)}" + (f" at {at}" if at else "")
-        drawn = figures.curves(f"ours, {plan.benchmark}", {"mAP": points}, _symbol(name), "mAP (%)", beside, not beside)
+        reference = base.get(name, 0.0)
+        drawn = figures.curves(f"ours, {plan.benchmark}", points, _symbol(name), beside, reference)
         section = Section(title, pictures=[_png(f"{name}.png", f"mAP over {name}", drawn)])
         section.tables.append(TableOf([_symbol(name), "mAP (%), ours"], [[f"{x:.4g}", f"{y:.2f}"] for x, y in sorted(points)], {0, 1}))
         if beside:

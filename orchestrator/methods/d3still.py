@@ -126,7 +126,8 @@ METHOD = asymmetric.method(
         "demo": _SMALL,
         "omniglot": replace(
             _SMALL, dataset="omniglot", student_size=(28, 28), teacher_size=(56, 56), flip=0.0, erase=0.0,
-            batch_size=256, views="clean", epochs=8, teacher_epochs=8, evaluate_every=4, evaluate_symmetric=True,
+            batch_size=128, views="clean", epochs=8, constant_epochs=3, teacher_epochs=8, evaluate_every=4,
+            evaluate_symmetric=True,
         ),
         "folder": replace(_PAPER, dataset="folder"),
         "inshop": _PAPER,
