@@ -85,15 +85,15 @@ def load_model(path: str | Path, expected: EmbedderConfig | None = None) -> tupl
         raise FileNotFoundError(f"no weights at {path}; expected a .safetensors file, with its .json beside it")
     sidecar = path.with_suffix(".json")
     stored = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
-    config = EmbedderConfig(**stored["model"]) if stored else expected
+    wanted_config = None if expected is None else retrieval_config(expected)
+    config = EmbedderConfig(**stored["model"]) if stored else wanted_config
     if config is None:
         raise ValueError(f"{path} has no {sidecar.name} beside it, so its architecture is unknown")
-    if expected is not None and config != retrieval_config(expected):
-        have, want = asdict(config), asdict(retrieval_config(expected))
+    if wanted_config not in (None, config):
+        have, want = asdict(config), asdict(wanted_config)
         differing = [f"{k} {have[k]} instead of {want[k]}" for k in want if have[k] != want[k]]
-        if differing:
-            raise ValueError(f"{path} holds another architecture: {', '.join(differing)}")
-    model = Embedder(retrieval_config(config))
+        raise ValueError(f"{path} holds another architecture: {', '.join(differing)}")
+    model = Embedder(config)
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:

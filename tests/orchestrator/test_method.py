@@ -1,0 +1,117 @@
+"""The contract: settings are parsed and refused by field; every recipe and space is valid; names are found."""
+
+import dataclasses
+
+import pytest
+
+from orchestrator import find
+from orchestrator.method import Losses, Place, changed, did_you_mean, recipe_dict, recipe_from
+
+
+def d3still():
+    return find.recipe("d3still", "demo")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("beta", "0.3", 0.3), ("top_k", "12", 12), ("views", "clean", "clean"), ("coupled", "true", True),
+        ("student_size", "48x32", (48, 32)), ("student_size", [48, 32], (48, 32)), ("alpha", 50, 50.0),
+    ],
+)  # fmt: skip
+def test_settings_are_parsed(name, text, value):
+    assert getattr(changed(d3still(), {name: text}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("bta", "1", "no field 'bta'; did you mean beta"),
+        ("beta", "-0.1", "beta must be at least 0, got -0.1"),
+        ("beta", "much", "beta must be a number, got 'much'"),
+        ("beta", "nan", "beta must be a number"),
+        ("top_k", "1", "top_k must be at least 2"),
+        ("top_k", "2.5", "top_k must be a whole number"),
+        ("flip", "1.5", "flip must be at least 0 and at most 1"),
+        ("learning_rate", "0", "learning_rate must be above 0"),
+        ("views", "none", "views must be one of 'online', 'recorded', 'clean'"),
+        ("coupled", "maybe", "coupled must be true or false"),
+        ("student_size", "64", "student_size must be 2 numbers"),
+        ("student_size", "4x64", "student_size must be at least 8"),
+    ],
+)
+def test_bad_settings_name_value_and_remedy(name, text, message):
+    with pytest.raises(ValueError, match=message):
+        changed(d3still(), {name: text})
+
+
+@pytest.mark.parametrize("method", find.methods())
+def test_every_recipe_is_valid_and_survives_its_record(method):
+    found = find.method(method)
+    assert "demo" in found.recipes and found.paper
+    for recipe in found.recipes.values():
+        assert recipe_from(recipe, recipe_dict(recipe)) == recipe
+        assert changed(recipe, recipe_dict(recipe)) == recipe  # every default is inside its own range
+        assert found.prepared_by <= {f.name for f in dataclasses.fields(recipe)}
+    found.check(found.recipes["demo"])
+
+
+def test_the_paper_s_recipes():
+    for benchmark in ("inshop", "sop", "msmt17"):
+        r = find.recipe("d3still", benchmark)
+        assert (r.alpha, r.beta, r.gamma, r.top_k, r.margin, r.batch_size) == (100, 0.2, 0.1, 10, 0.1, 512)
+        assert (r.student, r.student_size, r.teacher, r.teacher_size) == (
+            "resnet18.tv_in1k", (64, 64), "resnet101.tv_in1k", (256, 256))  # fmt: skip
+        assert (r.flip, r.erase, r.learning_rate, r.momentum, r.weight_decay, r.epochs) == (0.5, 0.5, 0.01, 0.9, 5e-4, 120)
+        assert (r.mode, r.views, r.embedding_dim, r.pretrained) == ("paper", "online", 512, True)
+    repo = find.recipe("d3still", "cub200")
+    assert (repo.mode, repo.batch_size, repo.student_size, repo.erase) == ("repo", 256, (128, 128), 0.0)
+    assert (repo.alpha, repo.beta * 9, repo.gamma * 9) == pytest.approx((100, 5, 1))
+
+
+def test_top_k_above_the_batch_is_refused_before_anything_starts():
+    with pytest.raises(ValueError, match="top_k \\(600\\) must be at most batch_size \\(512\\)"):
+        find.method("d3still").check(dataclasses.replace(find.recipe("d3still", "sop"), dataset="demo", top_k=600))
+
+
+def test_a_data_set_without_reader_is_named():
+    with pytest.raises(ValueError, match="no data set reader 'sop'"):
+        find.method("d3still").check(find.recipe("d3still", "sop"))
+
+
+def test_names_are_found_by_file_with_near_ones_named():
+    assert {"d3still", "supervised"} <= set(find.methods())
+    assert {"demo", "omniglot", "folder"} <= set(find.datasets())
+    for call, message in (
+        (lambda: find.method("d3stil"), "no method 'd3stil'; did you mean d3still"),
+        (lambda: find.space("d3still_beta"), "did you mean d3still_beta_gamma"),
+        (lambda: find.dataset("omniglott"), "did you mean omniglot"),
+        (lambda: find.recipe("d3still", "sopp"), "did you mean sop"),
+        (lambda: find.method("asymmetric"), "no method 'asymmetric'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert did_you_mean("xyz", ["b", "a"]) == "; there are: a, b"
+
+
+@pytest.mark.parametrize("name", find.names("search_spaces"))
+def test_every_space_fits_its_method(name):
+    space = find.space(name)
+    method = find.method(space.method)
+    recipe = changed(method.recipes["demo"], dict(space.fix))
+    assert space.question and find._module("search_spaces", name).__doc__
+    for point in space.table():
+        method.check(changed(recipe, space.settings(point)))
+    defaults = recipe_dict(find.recipe(space.method, "sop"))
+    for field, bounds in space.tune.items():
+        assert defaults[field] in bounds, "the paper's value must be inside the space"
+    if space.start:
+        assert dict(space.start[0]) == {field: defaults[field] for field in space.tune}
+
+
+def test_losses_weigh_named_terms():
+    assert Losses({"a": 2.0, "b": 3.0}, {"a": 0.5, "b": 2.0}).total == 7.0
+
+
+def test_place_joins_paths():
+    assert Place("/x").folder("cache", "y") == "/x/cache/y"
