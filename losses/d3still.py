@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from losses.similarity import check_pair, unit_rows
+from losses.similarity import check_pair, unit_pair
 
 # Rows × columns² that may be alive at once in the all-pairs terms: 2^26 float32 numbers are 256 MiB a tensor.
 _PAIRS_AT_ONCE = 2**26
@@ -51,7 +51,8 @@ def feature_term(student_BD: Tensor, teacher_BD: Tensor, reading: Literal["A", "
     """
     check_pair(student_BD, teacher_BD)
     with _full_precision(student_BD):
-        gap_B = (unit_rows(student_BD) * unit_rows(teacher_BD.detach())).sum(dim=1) - 1
+        student_BD, teacher_BD = unit_pair(student_BD, teacher_BD)
+        gap_B = (student_BD * teacher_BD).sum(dim=1) - 1
         if reading == "A":
             return gap_B.abs().mean()
         if reading == "B":
@@ -173,7 +174,7 @@ def _full_precision(like: Tensor) -> torch.autocast:
 
 
 def _similarities(student_BD: Tensor, teacher_BD: Tensor) -> tuple[Tensor, Tensor]:
-    student_BD, teacher_BD = unit_rows(student_BD), unit_rows(teacher_BD.detach())
+    student_BD, teacher_BD = unit_pair(student_BD, teacher_BD)
     return student_BD @ teacher_BD.T, teacher_BD @ teacher_BD.T
 
 

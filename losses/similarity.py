@@ -21,6 +21,17 @@ def unit_rows(embedding_BD: Tensor) -> Tensor:
     return F.normalize(embedding_BD.masked_fill(is_zero_B1, 0.0), dim=1).masked_fill(is_zero_B1, 0.0)
 
 
+def unit_pair(student_BD: Tensor, teacher_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as unit rows of one type, the wider of the two; no gradient flows to the teacher.
+
+    >>> [x.dtype for x in unit_pair(torch.ones(1, 2, dtype=torch.float16), torch.ones(1, 2, dtype=torch.float64))]
+    [torch.float64, torch.float64]
+    """
+    student_BD, teacher_BD = unit_rows(student_BD), unit_rows(teacher_BD.detach())
+    common = torch.promote_types(student_BD.dtype, teacher_BD.dtype)
+    return student_BD.to(common), teacher_BD.to(common)
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """float16 and bfloat16 become float32; float64 stays.
 

@@ -107,7 +107,8 @@ def load_state(experiment: Experiment, state: Mapping[str, Any], device: torch.d
         raise ValueError(f"the checkpoint is of another network: {len(wrong)} tensors do not fit, first {wrong[0]}")
     experiment.task.load_state_dict(state["task"], strict=False)
     experiment.optimizer.load_state_dict(state["optimizer"])
-    own = state["generators"][distributed.rank()]
+    # A clone: torch ignores the storage offset of a row and would read another rank's state, or crash.
+    own = state["generators"][distributed.rank()].clone()
     torch.set_rng_state(own) if device.type == "cpu" else torch.cuda.set_rng_state(own, device)
 
 

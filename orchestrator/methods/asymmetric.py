@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from losses.similarity import at_least_float32
 from models.embedder import Embedder, EmbedderConfig
 from orchestrator import cache, checkpoint, distributed, find
 from orchestrator.cache import Progress, Rows, silent
@@ -78,7 +79,7 @@ class AsymmetricDistillation(Task):
         if "distill" in batch:
             part = batch["distill"]
             student_BD = self.student(self.augment(part["frames"], part["draws"], recipe.student_pad))
-            terms = self.terms(recipe, distributed.gather(student_BD.float()), self._teacher(part))
+            terms = self.terms(recipe, distributed.gather(at_least_float32(student_BD)), self._teacher(part))
             losses = Losses(terms, {name: self.weights[name] for name in terms})
         if "labelled" in batch:
             part = batch["labelled"]
@@ -93,7 +94,7 @@ class AsymmetricDistillation(Task):
         if self.teacher is None:
             return distributed.gather_without_gradient(part["teacher"])
         images_BCHW = self.augment(part["teacher_frames"], part["teacher_draws"], self.recipe.teacher_pad)
-        return distributed.gather_without_gradient(self.teacher(images_BCHW).float())
+        return distributed.gather_without_gradient(at_least_float32(self.teacher(images_BCHW)))
 
 
 @dataclass

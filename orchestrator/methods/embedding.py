@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
+from losses.similarity import at_least_float32
 from losses.triplet import batch_hard_triplet
 from models.embedder import Embedder, EmbedderConfig
 from orchestrator import cache, distributed, find
@@ -177,11 +178,11 @@ def supervised_losses(
     terms, weights = {}, {}
     if recipe.cross_entropy:
         with torch.autocast(embedding_BD.device.type, enabled=False):
-            logits_BC = student.classifier(distributed.gather(embedding_BD.float()))
+            logits_BC = student.classifier(distributed.gather(at_least_float32(embedding_BD)))
             terms["cross_entropy"] = F.cross_entropy(logits_BC, label_B, label_smoothing=recipe.label_smoothing)
         weights["cross_entropy"] = recipe.cross_entropy
     if recipe.triplet:
-        terms["triplet"] = batch_hard_triplet(distributed.gather(pooled_BC.float()), label_B, recipe.triplet_margin)
+        terms["triplet"] = batch_hard_triplet(distributed.gather(at_least_float32(pooled_BC)), label_B, recipe.triplet_margin)
         weights["triplet"] = recipe.triplet
     return Losses(terms, weights)
 

@@ -1,0 +1,144 @@
+"""Two workers with half a batch each equal one worker with the whole batch: loss, gradient, embeddings."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from orchestrator import distributed, find
+from orchestrator.fit import fit, to_device
+from orchestrator.method import Place, recipe_dict, recipe_from
+from orchestrator.methods import embedding
+
+CPU = torch.device("cpu")
+
+
+def join(rank: int, world: int, file: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+
+
+def one_step(rank: int, world: int, file: str, values: dict, place: Place, out: str) -> None:
+    """Loss, terms and student gradient of the first step with batch norms frozen."""
+    if world > 1:
+        join(rank, world, file)
+    recipe = recipe_from(find.recipe("d3still", "folder"), values)
+    experiment = find.method("d3still").experiment(recipe, place, rank, world, CPU)
+    task = experiment.task.double()
+    task.train()
+    for module in task.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.eval()  # its statistics are per worker; everything else must be exact
+    step = DistributedDataParallel(task) if world > 1 else task
+    augment = task.augment
+    task.augment = lambda *arguments: augment(*arguments).double()
+    losses = step(to_device(next(iter(experiment.batches(1))), CPU))
+    losses.total.backward()
+    if rank == 0:
+        torch.save(
+            {
+                "total": losses.total.detach(),
+                "terms": {k: v.detach() for k, v in losses.terms.items()},
+                "gradient": {k: p.grad for k, p in task.student.named_parameters() if p.grad is not None},
+            },
+            out,
+        )
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def whole_run(rank: int, world: int, file: str, values: dict, place: Place, out: str) -> None:
+    """Evaluation after training, with real batch norms: only that all ranks agree and nothing hangs."""
+    join(rank, world, file)
+    recipe = recipe_from(find.recipe("d3still", "folder"), values)
+    experiment = find.method("d3still").experiment(recipe, place, rank, world, CPU)
+    states = []
+    history = fit(experiment, CPU, on_epoch=lambda epoch, metrics, state: states.append(state()))
+    again = find.method("d3still").experiment(recipe, place, rank, world, CPU)
+    resumed = fit(again, CPU, resume=states[0])
+    weights = experiment.task.state_dict()
+    same = all(torch.equal(v, weights[k]) for k, v in again.task.state_dict().items())
+    torch.save({"history": history, "same": same, "metrics_same": numbers(history) == numbers(resumed)}, f"{out}.{rank}")
+    dist.destroy_process_group()
+
+
+def numbers(history):
+    return [{k: v for k, v in h.items() if not k.startswith("perf/")} for h in history]
+
+
+def share(rank: int, world: int, file: str, out: str) -> None:
+    join(rank, world, file)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+    rows = torch.arange(7 * 12).reshape(7, 3, 2, 2).to(torch.uint8)
+    embedded = embedding.embed(net, lambda i: rows[torch.as_tensor(i)], 7, CPU, batch=2)
+    local = torch.full((2, 3), float(rank), requires_grad=True)
+    gathered = distributed.gather(local)
+    (gathered * torch.arange(12.0).reshape(4, 3)).sum().backward()
+    torch.save({"embedded": embedded, "gathered": gathered.detach(), "gradient": local.grad,
+                "mean": distributed.mean(rank), "largest": distributed.largest(rank)}, f"{out}.{rank}")  # fmt: skip
+    dist.destroy_process_group()
+
+
+def run(function, world, tmp_path, *arguments):
+    file, out = str(tmp_path / f"meet-{world}-{os.urandom(4).hex()}"), str(tmp_path / f"out-{world}")
+    if world == 1:
+        function(0, 1, file, *arguments, out)
+    else:
+        torch.multiprocessing.spawn(function, (world, file, *arguments, out), nprocs=world)
+    return out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"beta": 0.3, "gamma": 0.2},
+        {"mode": "repo"},
+        {"views": "online", "pairwise": 1.0, "differential": 1.0},
+    ],
+    ids=["paper", "repo", "online"],
+)
+def test_two_workers_equal_one(changes, tiny_recipe, tiny_place, tmp_path):
+    recipe = tiny_recipe(**changes)
+    find.method("d3still").prepare(recipe, tiny_place)
+    values = recipe_dict(recipe)
+    two = torch.load(run(one_step, 2, tmp_path, values, tiny_place), weights_only=True)
+    torch.multiprocessing.spawn(one_step, (1, "", values, tiny_place, str(tmp_path / "one")), nprocs=1)
+    one = torch.load(tmp_path / "one", weights_only=True)
+    torch.testing.assert_close(two["total"], one["total"], rtol=1e-5, atol=0)
+    for name, term in one["terms"].items():
+        torch.testing.assert_close(two["terms"][name], term, rtol=1e-5, atol=1e-9)
+    assert set(two["gradient"]) == set(one["gradient"])
+    for name, gradient in one["gradient"].items():
+        torch.testing.assert_close(two["gradient"][name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_two_workers_train_evaluate_and_resume_exactly(tiny_recipe, tiny_place, tmp_path):
+    recipe = tiny_recipe(mode="repo", epochs=2)
+    find.method("d3still").prepare(recipe, tiny_place)
+    out = run(whole_run, 2, tmp_path, recipe_dict(recipe), tiny_place)
+    first, second = (torch.load(f"{out}.{rank}", weights_only=True) for rank in range(2))
+    assert first["same"] and first["metrics_same"]
+    assert [h["val/map"] for h in first["history"]] == [h["val/map"] for h in second["history"]]
+    assert [h["train/loss"] for h in first["history"]] == [h["train/loss"] for h in second["history"]]
+
+
+def test_gathering_keeps_order_and_routes_the_gradient(tmp_path):
+    out = run(share, 2, tmp_path)
+    for rank in range(2):
+        found = torch.load(f"{out}.{rank}", weights_only=True)
+        assert found["embedded"].shape == (7, 5)
+        assert found["gathered"][:, 0].tolist() == [0, 0, 1, 1]
+        # Twice this rank's rows: averaging over two ranks halves it again.
+        assert torch.equal(found["gradient"], 2 * torch.arange(12.0).reshape(4, 3)[2 * rank : 2 * rank + 2])
+        assert (found["mean"], found["largest"]) == (0.5, 1.0)
+    one, two = (torch.load(f"{out}.{rank}", weights_only=True)["embedded"] for rank in range(2))
+    assert torch.equal(one, two)
+
+
+def test_alone_everything_is_the_identity():
+    x = torch.ones(2, requires_grad=True)
+    assert distributed.gather(x) is x and distributed.mean(2.0) == distributed.largest(2.0) == 2.0
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
