@@ -31,6 +31,14 @@ def gather_without_gradient(local: Tensor) -> Tensor:
     return local.detach() if world_size() == 1 else _all_rows(local.detach())
 
 
+@torch.no_grad()
+def share_buffers(module: torch.nn.Module) -> None:
+    """Gives every rank the buffers of rank 0: batch-norm statistics drift apart during a step."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def mean(value: float) -> float:
     """Mean of a number over all ranks."""
     if world_size() == 1:

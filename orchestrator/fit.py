@@ -62,6 +62,7 @@ def fit(
             task.start_epoch(epoch)
         start = time.perf_counter()
         means, steps = _train_epoch(experiment, epoch, step_of, device)
+        distributed.share_buffers(task)  # so that all ranks evaluate, and store, one network
         seconds = time.perf_counter() - start
         metrics = {"train/learning_rate": rate, **means}
         if epoch % experiment.evaluate_every == 0 or epoch == experiment.epochs:
