@@ -5,6 +5,7 @@ of an uninterrupted one, bit for bit: the state holds the task without its teach
 generators of all ranks and the history; rates and draws are functions of the epoch.
 """
 
+import copy
 import math
 import resource
 import time
@@ -85,7 +86,7 @@ def training_state(experiment: Experiment, history: list[dict[str, float]], devi
     return {
         "epoch": len(history),
         "task": {k: v.detach().cpu().clone() for k, v in experiment.task.state_dict().items() if not _is_teacher(k)},
-        "optimizer": experiment.optimizer.state_dict(),
+        "optimizer": copy.deepcopy(experiment.optimizer.state_dict()),  # a snapshot, not a view of what trains on
         "generators": generators,
         "history": [dict(h) for h in history],
     }
