@@ -161,7 +161,8 @@ def single(method: str, settings: Mapping[str, Any] | None = None, question: str
 def train_teacher(method: str, recipe: Any, benchmark: str, place: Place, workers: int, gpus: float) -> str:
     """Trains the teacher of a recipe as its own MLflow run, unless it is there; returns its folder."""
     found = find.method(method)
-    folder = Path(found.teacher_folder(recipe, place))
+    with PreparationBar() as bar:
+        folder = Path(found.teacher_folder(recipe, place, bar))
     with on_ray.cache.locked(place.folder("teachers"), folder.name):
         wanted = found.teacher(recipe, place)
         if wanted is None:
@@ -260,7 +261,7 @@ def _prepare_all(
         variants = list(distinct.values()) or [recipe]
     facts: dict[str, Any] = {}
     for variant in variants:
-        if method.teacher_folder(variant, place):
+        if method.has_teacher:
             folder = train_teacher(space.method, variant, benchmark, place, workers, gpus)
             teacher_file = Path(folder) / "teacher.json"
             if teacher_file.exists():

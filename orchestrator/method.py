@@ -100,10 +100,11 @@ class Method:
     experiment: Callable[[Any, Place, int, int, Any], Experiment]  # recipe, place, rank, world size, device
     # Names of recipe fields that change what `prepare` builds; all others may vary inside one sweep.
     prepared_by: frozenset[str] = field(default_factory=frozenset)
+    has_teacher: bool = False
     # What must be trained first, as (method name, recipe) of a teacher; None when there is nothing to train.
     teacher: Callable[[Any, Place], tuple[str, Any] | None] = lambda recipe, place: None
-    # Folder of that teacher, trained or not; known before training.
-    teacher_folder: Callable[[Any, Place], str] = lambda recipe, place: ""
+    # Folder of that teacher, trained or not; known before training. The last argument is a progress callback.
+    teacher_folder: Callable[[Any, Place, Any], str] = lambda recipe, place, progress: ""
     # A stored student scored again from images and caches: student, recipe, place -> metrics.
     evaluate: Callable[[nn.Module, Any, Place], dict[str, float]] | None = None
     panel: Callable[[nn.Module, Any, Place], "Panel"] | None = None

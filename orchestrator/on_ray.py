@@ -58,6 +58,7 @@ from search_spaces._space import Choice, Float, Int, SearchSpace  # noqa: E402
 
 _HEAD_ONLY = {"CPU": 0, "node:__internal_head__": 0.001}  # the thin driver of a trial must not take a worker's CPU
 _ORPHAN_SECONDS = 120.0  # a placement group that no live trial has claimed for so long is nobody's
+_DYING_SECONDS = 3.0  # from the end of a trial until all its processes are dead
 _RETRIES = 1  # of a trial whose worker failed
 
 
@@ -543,7 +544,7 @@ def run_sweep(plan: Plan, console: Console) -> list[TrialRecord]:
                         callbacks=[Reporter(plan, search, board), janitor],
                     ),
                 ).fit()  # fmt: skip
-            janitor.clean()
+            janitor.finish()
         _close_abandoned(plan, open_study(plan))
         return records(plan)
 
@@ -583,48 +584,74 @@ def records(plan: Plan) -> list[TrialRecord]:
 
 
 class Janitor(ray.tune.Callback):
-    """Gives back what stopped trials leave behind (module docstring)."""
+    """Gives back what stopped trials leave behind (module docstring).
+
+    A group is removed only once its trial's processes are dead: a controller that is still alive takes a lost
+    group for a lost node and makes a new one, which then leaks.
+    """
 
     def __init__(self):
-        self._first_seen: dict[str, float] = {}
+        self._first_seen: dict[str, float] = {}  # worker group -> when
+        self._live: dict[str, float] = {}  # trial -> start
+        self._ended: dict[str, float] = {}  # trial -> end; watched for a while
         self._next_look = 0.0
-        self._live: set[str] = set()
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._live.add(trial.trial_id)
+        self._live[trial.trial_id] = time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._release(trial.trial_id)
+        self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._release(trial.trial_id)
+        self._end(trial)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._release(trial.trial_id)
-        self._live.add(trial.trial_id)
+        self._end(trial)
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + 10
-            self.clean(older_than=_ORPHAN_SECONDS)
+            self._next_look = time.monotonic() + 1
+            self.look()
 
-    def clean(self, older_than: float = 0.0) -> None:
-        """Removes worker groups that no live trial has claimed for ``older_than`` seconds."""
-        claimed = {_claimed(trial_id) for trial_id in self._live}
-        for group, info in ray.util.placement_group_table().items():
-            bundles = info["bundles"].values()
-            ours = any("node:__internal_head__" in bundle for bundle in bundles)
-            if info["state"] == "REMOVED" or ours or group in claimed:
-                self._first_seen.pop(group, None)
-                continue
-            if time.monotonic() - self._first_seen.setdefault(group, time.monotonic()) >= older_than:
-                _remove_placement_group(group)
+    def look(self) -> int:
+        """Removes what is nobody's; returns how many worker groups of this job are left."""
+        now = time.monotonic()
+        groups = _worker_groups()
+        self._first_seen = {group: self._first_seen.get(group, now) for group in groups}
+        claims = {trial: _claimed(trial) for trial in (*self._live, *self._ended)}
+        of_dead = {claims[t] for t, end in self._ended.items() if now - end > _DYING_SECONDS}
+        of_living = {claims[t] for t in self._live} | {claims[t] for t in self._ended} - of_dead
+        # A group that was there before every trial that has not claimed one yet is nobody's.
+        waiting = [start for trial, start in self._live.items() if not claims[trial]]
+        for group, seen in self._first_seen.items():
+            age = now - seen
+            too_old = age > _ORPHAN_SECONDS or (age > _DYING_SECONDS and seen < min(waiting, default=now))
+            if group in of_dead or (group not in of_living and too_old):
+                ray.util.remove_placement_group(PlacementGroup(ray._raylet.PlacementGroupID(bytes.fromhex(group))))
+        self._ended = {t: end for t, end in self._ended.items() if now - end < _ORPHAN_SECONDS}
+        return len(groups)
 
-    def _release(self, trial_id: str) -> None:
-        self._live.discard(trial_id)
-        group = _claimed(trial_id)
-        if group:
-            _remove_placement_group(group)
+    def finish(self, seconds: float = 20.0) -> None:
+        """Waits until the groups of the last trials are gone."""
+        end = time.monotonic() + seconds
+        while self.look() and time.monotonic() < end:
+            time.sleep(0.5)
+
+    def _end(self, trial: Any) -> None:
+        self._live.pop(trial.trial_id, None)
+        self._ended[trial.trial_id] = time.monotonic()
+
+
+def _worker_groups() -> list[str]:
+    """Placement groups of Ray Train workers of this job that hold resources or wait for them."""
+    job = ray.get_runtime_context().get_job_id()  # the last part of every id that the job made
+    return [
+        group
+        for group, info in ray.util.placement_group_table().items()
+        if info["state"] != "REMOVED"
+        and group.endswith(job)
+        and not any("node:__internal_head__" in bundle for bundle in info["bundles"].values())
+    ]
 
 
 class Reporter(ray.tune.Callback):
@@ -711,11 +738,3 @@ def _claimed(trial_id: str) -> str:
     from ray.experimental.internal_kv import _internal_kv_get
 
     return (_internal_kv_get(f"orchestrator/{trial_id}") or b"").decode()
-
-
-def _remove_placement_group(group: str) -> None:
-    found = ray.util.placement_group_table().get(group)
-    if found is None or found["state"] == "REMOVED":
-        return
-    identifier = ray._raylet.PlacementGroupID(bytes.fromhex(group))
-    ray.util.remove_placement_group(PlacementGroup(identifier))

@@ -18,7 +18,7 @@ def main(
     """Trains the teacher (once: a teacher is found again by its recipe and its training images)."""
     found = find.method(method)
     recipe, place = command.resolve(command.single(method), on, command.parse_settings(settings), None, data_root)
-    if not found.teacher_folder(recipe, place):
+    if not found.has_teacher:
         raise ValueError(f"{method} has no teacher")
     with on_ray.cluster():
         gpus = on_ray.default_gpus() if gpus_per_worker is None else gpus_per_worker

@@ -126,9 +126,9 @@ def teacher_recipe(recipe: AsymmetricRecipe, place: Place) -> tuple[str, Any] | 
     return "supervised", _teacher_training(recipe)
 
 
-def teacher_folder(recipe: AsymmetricRecipe, place: Place) -> str:
+def teacher_folder(recipe: AsymmetricRecipe, place: Place, progress: Progress = silent) -> str:
     """Where the trained teacher of this recipe is or will be."""
-    return str(_teacher_folder(recipe, place))
+    return str(_teacher_folder(recipe, place, progress))
 
 
 def prepare(recipe: AsymmetricRecipe, place: Place, progress: Progress = silent) -> dict[str, Any]:
@@ -272,6 +272,7 @@ def method(
         prepare=prepare,
         experiment=partial(experiment, weights, terms),
         prepared_by=frozenset(prepared),
+        has_teacher=True,
         teacher=teacher_recipe,
         teacher_folder=teacher_folder,
         evaluate=evaluate_student,
@@ -383,13 +384,13 @@ def _teacher_training(recipe: AsymmetricRecipe) -> supervised.Recipe:
     )
 
 
-def _teacher_folder(recipe: AsymmetricRecipe, place: Place) -> Path:
+def _teacher_folder(recipe: AsymmetricRecipe, place: Place, progress: Progress = silent) -> Path:
     # A teacher is its training recipe and its training images; where and how fast it was computed is not part.
     values = recipe_dict(_teacher_training(recipe))
     for name in ("pixel_cache", "loader_workers", "compile", "evaluate_every", "evaluate_on", "skip_unreadable"):
         values.pop(name)
     data = find.dataset(recipe.dataset)(place.data_root, recipe.evaluate_on)
-    train = cache.indexed(data.train, place.folder("cache"), recipe.skip_unreadable)
+    train = cache.indexed(data.train, place.folder("cache"), recipe.skip_unreadable, progress)
     return Path(place.folder("teachers", digest([values, train.fingerprint])[:32]))
 
 
