@@ -65,7 +65,9 @@ def _mined(embedding_BD: Tensor, identity_B: Tensor, margin: float | None, soft:
         distance_BB = distance_BB.masked_fill(torch.eye(len(x_BD), dtype=torch.bool, device=x_BD.device), 1e-6)
         positive_BB = identity_B[:, None] == identity_B[None, :]
         if positive_BB.all(dim=1).any():
-            raise ValueError(f"a triplet needs at least two identities in the batch, got {identity_B.unique().tolist()}")
+            raise ValueError(
+                f"a triplet needs at least two identities in the batch, got {identity_B.unique().tolist()}"
+            )
         if soft:
             positive_weight_BB = distance_BB.masked_fill(~positive_BB, -torch.inf).softmax(dim=1)
             negative_weight_BB = (-distance_BB).masked_fill(positive_BB, -torch.inf).softmax(dim=1)

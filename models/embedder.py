@@ -92,7 +92,9 @@ def _backbone(config: EmbedderConfig, pretrained: bool) -> nn.Module:
     options: dict = {}
     if config.width != 1.0:
         if pretrained:
-            raise ValueError(f"there are no pretrained weights for width {config.width}; set width to 1 or pretrained to false")
+            raise ValueError(
+                f"there are no pretrained weights for width {config.width}; set width to 1 or pretrained to false"
+            )
         options["channels"] = tuple(max(8, round(c * config.width)) for c in (64, 128, 256, 512))
     if config.backbone.startswith("swin"):
         options["img_size"] = config.image_size
@@ -100,7 +102,9 @@ def _backbone(config: EmbedderConfig, pretrained: bool) -> nn.Module:
         net = timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **options)
     except TypeError as error:
         if config.width != 1.0:
-            raise ValueError(f"width is for ResNets; {config.backbone} has no scalable width, got {config.width}") from error
+            raise ValueError(
+                f"width is for ResNets; {config.backbone} has no scalable width, got {config.width}"
+            ) from error
         raise
     if isinstance(net, ResNet):
         _keep_last_stage_resolution(net)

@@ -343,9 +343,7 @@ def _list_type(values: np.ndarray) -> pa.DataType:
 
 def _record_batch(blocks: list[Block]) -> pa.RecordBatch:
     columns = {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
-    arrays = [
-        pa.FixedSizeListArray.from_arrays(pa.array(v.reshape(-1)), type=_list_type(v)) for v in columns.values()
-    ]
+    arrays = [pa.FixedSizeListArray.from_arrays(pa.array(v.reshape(-1)), type=_list_type(v)) for v in columns.values()]
     return pa.record_batch(arrays, names=list(columns))
 
 

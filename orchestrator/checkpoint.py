@@ -43,10 +43,12 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def save_model(folder: str | Path, model: Embedder, facts: Mapping[str, Any], name: str = "student") -> None:
-    """``<name>.safetensors`` (weights without the training classifier) and ``<name>.json`` (how to build and feed it)."""
+    """``<name>.safetensors`` (weights, no classifier) and ``<name>.json`` (how to build and feed it)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if not k.startswith("classifier.")}
+    weights = {
+        k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if not k.startswith("classifier.")
+    }
     config = {
         "format": FORMAT,
         "model": asdict(retrieval_config(model.config)),
@@ -99,10 +101,13 @@ def load_model(path: str | Path, expected: EmbedderConfig | None = None) -> tupl
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     wanted = model.state_dict()
-    wrong = sorted(k for k in set(weights) ^ set(wanted)) or sorted(k for k in wanted if weights[k].shape != wanted[k].shape)
+    wrong = sorted(k for k in set(weights) ^ set(wanted)) or sorted(
+        k for k in wanted if weights[k].shape != wanted[k].shape
+    )
     if wrong:
         raise ValueError(
-            f"{path} holds another architecture than {config.backbone}: {len(wrong)} tensors do not fit, first {wrong[0]}"
+            f"{path} holds another architecture than {config.backbone}: "
+            f"{len(wrong)} tensors do not fit, first {wrong[0]}"
         )
     model.load_state_dict(weights)
     return model.eval(), stored.get("facts", {})

@@ -173,7 +173,17 @@ def train_teacher(method: str, recipe: Any, benchmark: str, place: Place, worker
                       f"{teacher_recipe.epochs} epochs: training it now, kept for all later sweeps")  # fmt: skip
         space = single(teacher_method, {"seed": teacher_recipe.seed}, f"The teacher of {method} on {benchmark}.")
         plan = make_plan(
-            "teacher", space, f"teacher on {benchmark}", dataset, teacher_recipe, place, 1, 1, workers, gpus, inline=True
+            "teacher",
+            space,
+            f"teacher on {benchmark}",
+            dataset,
+            teacher_recipe,
+            place,
+            1,
+            1,
+            workers,
+            gpus,
+            inline=True,
         )
         record = on_ray.run_sweep(plan, console)[0]
         if record.status != "completed":
@@ -257,7 +267,9 @@ def _prepare_all(
         variants = [changed(recipe, {tuned[0]: option}) for option in options]
     else:
         variants = [changed(recipe, space.settings(point)) for point in (space.table() if space.cells else [])]
-        distinct = {json.dumps({k: v for k, v in recipe_dict(r).items() if k in method.prepared_by}): r for r in variants}
+        distinct = {
+            json.dumps({k: v for k, v in recipe_dict(r).items() if k in method.prepared_by}): r for r in variants
+        }
         variants = list(distinct.values()) or [recipe]
     facts: dict[str, Any] = {}
     for variant in variants:
@@ -273,8 +285,9 @@ def _prepare_all(
         console.print(f"  {found['protocol']}")
         teacher = found.get("teacher_metrics", {})
         if teacher:
-            console.print(f"  teacher on both sides: mAP {teacher['teacher/map']:.4f}, rank-1 {teacher['teacher/rank1']:.4f}"
-                          f"; data and caches ready in {time.monotonic() - started:.0f} s")  # fmt: skip
+            scores = f"mAP {teacher['teacher/map']:.4f}, rank-1 {teacher['teacher/rank1']:.4f}"
+            seconds = time.monotonic() - started
+            console.print(f"  teacher on both sides: {scores}; data and caches ready in {seconds:.0f} s")
     return facts
 
 
@@ -301,4 +314,6 @@ def _one_tree() -> None:
     """Refuses to mix an installed copy with somebody's ``models`` or ``losses`` in the current directory."""
     roots = {str(Path(next(iter(m.__path__))).resolve().parent) for m in (orchestrator, models, losses, search_spaces)}
     if len(roots) > 1:
-        raise ValueError(f"packages come from different places: {', '.join(sorted(roots))}; start elsewhere or use python -P")
+        raise ValueError(
+            f"packages come from different places: {', '.join(sorted(roots))}; start elsewhere or use python -P"
+        )

@@ -169,7 +169,9 @@ def prepare(method: str, recipe: dict, benchmark: str, place: Place, gpus: float
         note.unlink(missing_ok=True)
 
 
-def _prepare(method: str, recipe: dict, benchmark: str, place: Place, note: str, threads: int) -> tuple[dict, list[str]]:
+def _prepare(
+    method: str, recipe: dict, benchmark: str, place: Place, note: str, threads: int
+) -> tuple[dict, list[str]]:
     import torch
 
     torch.set_num_threads(threads)
@@ -187,7 +189,7 @@ def _prepare(method: str, recipe: dict, benchmark: str, place: Place, note: str,
         warnings.simplefilter("always")
         found = find.method(method)
         facts = found.prepare(recipe_from(find.recipe(method, benchmark), recipe), place, progress)
-    return facts, [str(w.message) for w in caught if w.category is UserWarning and "cache" in str(w.message)
+    return facts, [str(w.message) for w in caught if (w.category is UserWarning and "cache" in str(w.message))
                    or "cannot be read" in str(w.message)]  # fmt: skip
 
 
@@ -393,7 +395,7 @@ class StudySearch(Searcher):
         result = result or {}
         if error or "failed" in result:
             message = str(result.get("failed", "the trial's process died"))
-            self.study.trials[number]  # noqa: B018 - read before the state changes
+            self.study.trials[number]
             _note(self.study, number, "message", message)
             self.study.tell(number, state=TrialState.FAIL)
         elif result.get("ended"):
@@ -559,7 +561,9 @@ def records(plan: Plan) -> list[TrialRecord]:
         TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed",
         TrialState.RUNNING: "running",
     }  # fmt: skip
-    runs = {int(run.data.tags["orch.trial"]): run.info.run_id for run in tracking.runs_of(plan.tracking_uri, plan.sweep)}
+    runs = {
+        int(run.data.tags["orch.trial"]): run.info.run_id for run in tracking.runs_of(plan.tracking_uri, plan.sweep)
+    }
     rows = []
     for frozen in open_study(plan).trials:
         if frozen.state == TrialState.WAITING:

@@ -49,12 +49,14 @@ class Board:
             self.console.print(self._status(), highlight=False)
 
     def ended(self, number: int, status: str, value: float | None, message: str = "") -> None:
-        epoch, last, label = self.running.pop(number, (0, None, ""))
+        epoch, last, _ = self.running.pop(number, (0, None, ""))
         self.done[number] = value
         self.failed += status == "failed"
         self.pruned += status == "pruned"
         shown = value if value is not None else last
-        text = f"  trial {number} {status} after epoch {epoch}" + (f": {self.metric} {shown:.4f}" if shown is not None else "")
+        text = f"  trial {number} {status} after epoch {epoch}" + (
+            f": {self.metric} {shown:.4f}" if shown is not None else ""
+        )
         self.console.print(text + (f" ({message})" if message else ""), highlight=False, markup=False)
 
     def _status(self) -> str:

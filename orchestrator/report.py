@@ -109,7 +109,7 @@ def _summary(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> str:
     teacher = plan.facts.get("teacher_metrics", {})
     gallery = f" The teacher on both sides reaches mAP {100 * teacher['teacher/map']:.2f}." if teacher else ""
     return (
-        f"{len(records)} trials ({text}). Best: {_label(best.point)} with {space.metric} {100 * best.value:.2f}.{gallery} "
+        f"{len(records)} trials ({text}). Best: {_label(best.point)}, {space.metric} {100 * best.value:.2f}.{gallery} "
         f"All our numbers are percent, measured on {plan.benchmark} under “{plan.facts.get('protocol', '')}”."
     )
 
@@ -121,8 +121,11 @@ def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> l
     base = dict(space.start[0]) if space.start else {}
     for name in space.picture:
         others = {k: v for k, v in base.items() if k != name}
-        points = [(r.point[name], 100 * r.value) for r in records
-                  if r.status == "completed" and all(abs(r.point[k] - v) < 1e-9 for k, v in others.items())]  # fmt: skip
+        points = [
+            (r.point[name], 100 * r.value)
+            for r in records
+            if r.status == "completed" and all(abs(r.point[k] - v) < 1e-9 for k, v in others.items())
+        ]
         beside: dict[str, list[tuple[float, float]]] = {}
         figure_rows = [
             p for p in rows
@@ -136,7 +139,9 @@ def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> l
         reference = base.get(name, 0.0)
         drawn = figures.curves(f"ours, {plan.benchmark}", points, _symbol(name), beside, reference)
         section = Section(title, pictures=[_png(f"{name}.png", f"mAP over {name}", drawn)])
-        section.tables.append(TableOf([_symbol(name), "mAP (%), ours"], [[f"{x:.4g}", f"{y:.2f}"] for x, y in sorted(points)], {0, 1}))
+        section.tables.append(
+            TableOf([_symbol(name), "mAP (%), ours"], [[f"{x:.4g}", f"{y:.2f}"] for x, y in sorted(points)], {0, 1})
+        )
         if beside:
             values = sorted({x for curve in beside.values() for x, _ in curve})
             section.tables.append(
@@ -154,16 +159,25 @@ def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> l
         x, y = space.picture
         points4 = [(r.point[x], r.point[y], 100 * (r.value or 0), r.status) for r in records if r.value is not None]
         drawn = figures.heat_map("All trials", _symbol(x), _symbol(y), "mAP (%)", points4)
-        sections.append(Section(f"{_symbol(x)} × {_symbol(y)}", pictures=[_png("heat_map.png", f"mAP over {x} and {y}", drawn)]))
+        sections.append(
+            Section(f"{_symbol(x)} × {_symbol(y)}", pictures=[_png("heat_map.png", f"mAP over {x} and {y}", drawn)])
+        )
     return sections
 
 
 def _cells(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[Section]:
     """One row per cell: mean and spread over seeds, and the published rows of the same losses."""
     rows = {name: [r for r in done if r.point["cell"] == name] for name in space.cells}
-    ours = TableOf(["row", "seeds", "mAP", "R1", "mAP, student on both sides"], [], {1, 2, 3, 4}, caption="ours: mean ± standard deviation over seeds, percent")
+    ours = TableOf(
+        ["row", "seeds", "mAP", "R1", "mAP, student on both sides"],
+        [],
+        {1, 2, 3, 4},
+        caption="ours: mean ± standard deviation over seeds, percent",
+    )
     for name, runs in rows.items():
-        columns = [_mean_spread([r.metrics.get(key) for r in runs]) for key in ("val/map", "val/rank1", "symmetric/map")]
+        columns = [
+            _mean_spread([r.metrics.get(key) for r in runs]) for key in ("val/map", "val/rank1", "symmetric/map")
+        ]
         ours.rows.append([name, str(len(runs)), *columns])
     values = [(name, [100 * r.value for r in runs]) for name, runs in rows.items()]
     beside = published.BESIDE.get(plan.space, [])
@@ -197,7 +211,9 @@ def _best(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> Section:
     best = command.ranked(done)[0]
     uri = plan.tracking_uri
     keys = tracking.client(uri).get_run(best.run_id).data.metrics
-    terms = {k.split("/")[1]: tracking.curve(uri, best.run_id, k) for k in sorted(keys) if k.startswith("loss_weighted/")}
+    terms = {
+        k.split("/")[1]: tracking.curve(uri, best.run_id, k) for k in sorted(keys) if k.startswith("loss_weighted/")
+    }
     metric = {k: tracking.curve(uri, best.run_id, k) for k in ("val/map", "val/rank1", "symmetric/map") if k in keys}
     drawn = figures.training(f"trial {best.number}", terms, metric)
     pictures = [_png("training.png", "training curves of the best trial", drawn)]
@@ -215,8 +231,12 @@ def _cost(plan: Plan, done: list[TrialRecord]) -> Section:
          f"{metrics.get('cost/macs', 0) / 1e9:.4f}", f"{metrics.get('cost/parameters', 0) / 1e6:.3f}",
          f"{metrics.get('cost/images_per_s', 0):.0f}"],
     ]  # fmt: skip
-    text = "MACs are what papers of this field print as FLOPs. Images/s: batch 32, on the machine of the trial, whose other core may have been busy."
-    return Section("Cost of the student", text, [TableOf(["network", "pixels", "GMACs", "M parameters", "images/s"], rows, {2, 3, 4})])
+    text = "MACs are what papers of this field print as FLOPs. Images/s: batch 32, beside whatever else ran then."
+    return Section(
+        "Cost of the student",
+        text,
+        [TableOf(["network", "pixels", "GMACs", "M parameters", "images/s"], rows, {2, 3, 4})],
+    )
 
 
 def _provenance(plan: Plan, records: list[TrialRecord]) -> Section:
@@ -232,7 +252,9 @@ def _provenance(plan: Plan, records: list[TrialRecord]) -> Section:
         commands += f" --trials {plan.trials}"
     commands += f" --workers {plan.workers}" if plan.workers > 1 else ""
     best = command.ranked(records)[0]
-    commands += f"\npython -m orchestrator.evaluate {best.run_id}\npython -m orchestrator.export {best.run_id} --format onnx"
+    commands += (
+        f"\npython -m orchestrator.evaluate {best.run_id}\npython -m orchestrator.export {best.run_id} --format onnx"
+    )
     commands += f"\n{tracking.ui_command(plan.tracking_uri)}"
     facts = {k.replace("_", " "): str(v) for k, v in plan.facts.items() if not isinstance(v, dict) and k != "code"}
     return Section("How to reproduce", code=commands, facts=facts)
@@ -241,13 +263,20 @@ def _provenance(plan: Plan, records: list[TrialRecord]) -> Section:
 def _log(plan: Plan, space: SearchSpace, done: list[TrialRecord], folder: Path, pictures: list[Picture]) -> str:
     uri = plan.tracking_uri
     experiment = tracking.experiment(uri, plan.title, plan.place["storage"], space.question)
-    tags = {"orch.sweep": plan.sweep, "orch.kind": "summary", "orch.space": plan.space, "orch.benchmark": plan.benchmark}
+    tags = {
+        "orch.sweep": plan.sweep,
+        "orch.kind": "summary",
+        "orch.space": plan.space,
+        "orch.benchmark": plan.benchmark,
+    }
     params = {"space": plan.space, "benchmark": plan.benchmark, "trials": plan.trials}
     run_id = tracking.run(uri, experiment, f"{plan.sweep}/summary", f"summary of {plan.sweep}", tags, params)
     best = command.ranked(done)[0]
     teacher = plan.facts.get("teacher_metrics", {})
     scores = {f"best/{k.split('/')[1]}": v for k, v in best.metrics.items() if k.startswith("val/")}
-    tracking.log_values(uri, run_id, {**scores, **teacher}, {"orch.best_trial": best.number, "orch.best_run": best.run_id})
+    tracking.log_values(
+        uri, run_id, {**scores, **teacher}, {"orch.best_trial": best.number, "orch.best_run": best.run_id}
+    )
     for name in ("report.html", "report.md"):
         tracking.log_file(uri, run_id, folder / name)
     for picture in pictures:

@@ -51,7 +51,9 @@ def main(
 
 
 def _run(plan: on_ray.Plan, space) -> None:
-    console.print(f"  sweep {plan.sweep}: {plan.trials} trials, {plan.concurrent} at once, {plan.workers} worker(s) each")
+    console.print(
+        f"  sweep {plan.sweep}: {plan.trials} trials, {plan.concurrent} at once, {plan.workers} worker(s) each"
+    )
     records = on_ray.run_sweep(plan, console)
     console.print(command.trial_table(records, space.metric))
     done = sum(r.status == "completed" for r in records)

@@ -19,15 +19,15 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-from mlflow.data.code_dataset_source import CodeDatasetSource  # noqa: E402
-from mlflow.data.meta_dataset import MetaDataset  # noqa: E402
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.tracking import MlflowClient  # noqa: E402
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
-from models.embedder import Embedder  # noqa: E402
-from orchestrator import cache, checkpoint  # noqa: E402
-from orchestrator.method import Place  # noqa: E402
+from models.embedder import Embedder
+from orchestrator import cache, checkpoint
+from orchestrator.method import Place
 
 RECORD = "record.json"
 
@@ -76,7 +76,9 @@ def experiment(uri: str, name: str, storage: str, note: str) -> str:
     mlflow_client = client(uri)
     found = mlflow_client.get_experiment_by_name(name)
     if found is None:
-        location = None if uri.startswith("http") else str(Path(storage).absolute() / "artifacts" / name.replace(" ", "-"))
+        location = (
+            None if uri.startswith("http") else str(Path(storage).absolute() / "artifacts" / name.replace(" ", "-"))
+        )
         try:
             experiment_id = mlflow_client.create_experiment(name, artifact_location=location)
         except MlflowException:  # another sweep created it a moment ago
@@ -137,7 +139,9 @@ def read_record(uri: str, run_id: str) -> Record:
     try:
         path = client(uri).download_artifacts(run_id, RECORD)
     except (MlflowException, OSError) as error:
-        raise ValueError(f"{uri} has no run {run_id!r} with a {RECORD}; the run id is in the table of the sweep") from error
+        raise ValueError(
+            f"{uri} has no run {run_id!r} with a {RECORD}; the run id is in the table of the sweep"
+        ) from error
     stored = json.loads(Path(path).read_text())
     place = Place(storage=stored["storage"], data_root=stored["data_root"])
     return Record(run_id, stored["method"], stored["benchmark"], stored["recipe"], place, stored["facts"])
@@ -160,7 +164,9 @@ class EpochLog:
         self.written.add(epoch)
 
 
-def log_values(uri: str, run_id: str, metrics: Mapping[str, float] | None = None, tags: Mapping[str, str] | None = None) -> None:
+def log_values(
+    uri: str, run_id: str, metrics: Mapping[str, float] | None = None, tags: Mapping[str, str] | None = None
+) -> None:
     """Final numbers and tags of a run."""
     now = int(time.time() * 1000)
     client(uri).log_batch(

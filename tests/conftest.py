@@ -37,7 +37,11 @@ def tiny_root(tmp_path_factory) -> Path:
     from orchestrator.datasets.demo import render
 
     root = tmp_path_factory.mktemp("tiny")
-    for part, identities, shots in (("train", range(16), 3), ("query", range(20, 26), 1), ("gallery", range(20, 26), 2)):
+    for part, identities, shots in (
+        ("train", range(16), 3),
+        ("query", range(20, 26), 1),
+        ("gallery", range(20, 26), 2),
+    ):
         for identity in identities:
             folder = root / part / f"{identity:04d}"
             folder.mkdir(parents=True)

@@ -37,8 +37,11 @@ def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
     if len(set(cameras.values())) > 1:
         raise ValueError(f"folder: cameras (_c<number> in file names) in only one of query and gallery: {cameras}")
     return RetrievalData(
-        train=train, query=query, gallery=gallery,
-        leave_one_out="query" not in parts, camera_filter=gallery.camera is not None,
+        train=train,
+        query=query,
+        gallery=gallery,
+        leave_one_out="query" not in parts,
+        camera_filter=gallery.camera is not None,
     )
 
 

@@ -187,5 +187,4 @@ def fetch(function, requests: Iterable[Any], workers: int = 0) -> Iterator[Any]:
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form."""
 
-
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -16,9 +16,7 @@ def shuffled_batches(count: int, batch_size: int, key: tuple[int, ...]) -> np.nd
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
-def identity_batches(
-    identity: np.ndarray, identities: int, images: int, key: tuple[int, ...]
-) -> np.ndarray:
+def identity_batches(identity: np.ndarray, identities: int, images: int, key: tuple[int, ...]) -> np.ndarray:
     """P identities × K images a batch, as the D3still authors sample: (steps, P·K).
 
     Every identity's images are shuffled and cut into groups of K (fewer than K images: K drawn with

@@ -125,7 +125,9 @@ def evaluate(
         inverse_penalty_Q[block][found] = counts_B[found] / rank_BP[found, counts_B[found] - 1]
     valid = ~np.isnan(average_precision_Q)
     if not valid.any():
-        raise ValueError("no query has a relevant gallery image left; are the identities of both sides the same labels?")
+        raise ValueError(
+            "no query has a relevant gallery image left; are the identities of both sides the same labels?"
+        )
     cmc = (first_rank_Q[valid][:, None] <= np.arange(1, MAX_RANK + 1)[None, :]).mean(axis=0)
     return RetrievalMetrics(
         map=float(average_precision_Q[valid].mean()),

@@ -61,7 +61,9 @@ class AsymmetricRecipe(EmbeddingRecipe):
 
 
 Weights = Callable[[Any], dict[str, float]]  # recipe -> weight of every term, 0 = off
-Terms = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]  # recipe, raw student, raw teacher (B, D) -> terms that are on
+Terms = Callable[
+    [Any, Tensor, Tensor], dict[str, Tensor]
+]  # recipe, raw student, raw teacher (B, D) -> terms that are on
 
 
 class AsymmetricDistillation(Task):
@@ -157,7 +159,7 @@ def experiment(
 ) -> Experiment:
     """One training job of a method of this family."""
     prepared = _open(recipe, place)
-    data, train = prepared.data, prepared.data.train
+    train = prepared.data.train
     repo = recipe.mode == "repo" and (recipe.cross_entropy > 0 or recipe.triplet > 0)
     distilling = any(weights(recipe).values())
     if not repo and not distilling:
@@ -256,9 +258,7 @@ def panel(student: Embedder, recipe: AsymmetricRecipe, place: Place, queries: in
     )
 
 
-def method(
-    paper: str, recipes: dict[str, Any], weights: Weights, terms: Terms, check: Callable[[Any], None]
-) -> Method:
+def method(paper: str, recipes: dict[str, Any], weights: Weights, terms: Terms, check: Callable[[Any], None]) -> Method:
     """``METHOD`` of a method of this family."""
     names = {f.name for f in fields(AsymmetricRecipe)}
     prepared = {n for n in names if n.startswith("teacher")} | {
@@ -395,7 +395,11 @@ def _teacher_folder(recipe: AsymmetricRecipe, place: Place, progress: Progress =
 
 
 def _load_teacher(recipe: AsymmetricRecipe, place: Place) -> tuple[Embedder, str]:
-    path = Path(recipe.teacher_weights) if recipe.teacher_weights else _teacher_folder(recipe, place) / "teacher.safetensors"
+    path = (
+        Path(recipe.teacher_weights)
+        if recipe.teacher_weights
+        else _teacher_folder(recipe, place) / "teacher.safetensors"
+    )
     teacher, _ = checkpoint.load_model(path, _teacher_config(recipe))
     return teacher, cache.weights_hash(teacher)
 

@@ -63,8 +63,8 @@ def terms(recipe: Recipe, student_BD: Tensor, teacher_BD: Tensor) -> dict[str, T
         found["feature"] = feature_term(student_BD, teacher_BD, recipe.reading)
     if recipe.beta or recipe.gamma:
         inconsistent, consistent = relation_terms(student_BD, teacher_BD, recipe.top_k, recipe.margin, recipe.ties)
-        found |= {name: term for name, term, weight in (
-            ("inconsistent", inconsistent, recipe.beta), ("consistent", consistent, recipe.gamma)) if weight}  # fmt: skip
+        found |= {"inconsistent": inconsistent} if recipe.beta else {}
+        found |= {"consistent": consistent} if recipe.gamma else {}
     if recipe.pairwise:
         found["pairwise"] = pairwise_term(student_BD, teacher_BD)
     if recipe.differential:
@@ -77,7 +77,7 @@ def check(recipe: Recipe) -> None:
     asymmetric.check(recipe)
     if recipe.top_k > recipe.batch_size:
         raise ValueError(
-            f"top_k ({recipe.top_k}) must be at most batch_size ({recipe.batch_size}): neighbours are taken in the batch"
+            f"top_k ({recipe.top_k}) must be at most batch_size ({recipe.batch_size}), where neighbours are taken"
         )
 
 
@@ -125,8 +125,18 @@ METHOD = asymmetric.method(
     recipes={
         "demo": _SMALL,
         "omniglot": replace(
-            _SMALL, dataset="omniglot", student_size=(28, 28), teacher_size=(56, 56), flip=0.0, erase=0.0,
-            batch_size=128, views="clean", epochs=8, constant_epochs=3, teacher_epochs=8, evaluate_every=4,
+            _SMALL,
+            dataset="omniglot",
+            student_size=(28, 28),
+            teacher_size=(56, 56),
+            flip=0.0,
+            erase=0.0,
+            batch_size=128,
+            views="clean",
+            epochs=8,
+            constant_epochs=3,
+            teacher_epochs=8,
+            evaluate_every=4,
             evaluate_symmetric=True,
         ),
         "folder": replace(_PAPER, dataset="folder"),

@@ -79,7 +79,9 @@ class EmbeddingRecipe:
 def check(recipe: EmbeddingRecipe) -> None:
     """Raises ValueError for values that are allowed alone but not together."""
     if recipe.constant_epochs < recipe.warmup_epochs:
-        raise ValueError(f"constant_epochs ({recipe.constant_epochs}) must not end before warmup_epochs ({recipe.warmup_epochs})")
+        raise ValueError(
+            f"constant_epochs ({recipe.constant_epochs}) must not end before warmup_epochs ({recipe.warmup_epochs})"
+        )
     find.dataset(recipe.dataset)
 
 
@@ -169,9 +171,7 @@ def labelled_requests(
         yield own_part(indices, rank, world), own_part(own.swapaxes(0, 1), rank, world).swapaxes(0, 1)
 
 
-def supervised_losses(
-    recipe: EmbeddingRecipe, student: Embedder, images_BCHW: Tensor, label_B: Tensor
-) -> Losses:
+def supervised_losses(recipe: EmbeddingRecipe, student: Embedder, images_BCHW: Tensor, label_B: Tensor) -> Losses:
     """Cross-entropy on the classifier's logits and triplet on the pooled feature, over the batch of all ranks."""
     pooled_BC, embedding_BD, _ = student.parts(images_BCHW)
     label_B = distributed.gather(label_B)
@@ -182,15 +182,15 @@ def supervised_losses(
             terms["cross_entropy"] = F.cross_entropy(logits_BC, label_B, label_smoothing=recipe.label_smoothing)
         weights["cross_entropy"] = recipe.cross_entropy
     if recipe.triplet:
-        terms["triplet"] = batch_hard_triplet(distributed.gather(at_least_float32(pooled_BC)), label_B, recipe.triplet_margin)
+        terms["triplet"] = batch_hard_triplet(
+            distributed.gather(at_least_float32(pooled_BC)), label_B, recipe.triplet_margin
+        )
         weights["triplet"] = recipe.triplet
     return Losses(terms, weights)
 
 
 @torch.no_grad()
-def embed(
-    model: Embedder, source: "cache.Rows | Frames", count: int, device: torch.device, batch: int = 256
-) -> Tensor:
+def embed(model: Embedder, source: "cache.Rows | Frames", count: int, device: torch.device, batch: int = 256) -> Tensor:
     """Raw float32 embeddings of all images, in order, in eval mode: (count, D) on the device.
 
     Every rank embeds a share and receives all rows.

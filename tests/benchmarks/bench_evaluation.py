@@ -45,7 +45,9 @@ def main() -> None:
     similarity.argsort(dim=1, descending=True, stable=True)
     sort = (time.perf_counter() - start) * parts
     print(f"limit (matrix product alone): {product:.1f} s; evaluate takes {elapsed / product:.2f} × the limit")
-    print(f"alternative (product and stable sort): {product + sort:.1f} s = {(product + sort) / elapsed:.2f} × evaluate")
+    print(
+        f"alternative (product and stable sort): {product + sort:.1f} s = {(product + sort) / elapsed:.2f} × evaluate"
+    )
 
 
 if __name__ == "__main__":

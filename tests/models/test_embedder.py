@@ -56,7 +56,9 @@ def test_last_stage_keeps_its_resolution_without_dilation(backbone):
 
 def test_building_leaves_the_running_statistics_alone():
     net = Embedder(EmbedderConfig(backbone="resnet18", image_size=(32, 32), width=0.25))
-    assert net.training and all(m.num_batches_tracked == 0 for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert net.training and all(
+        m.num_batches_tracked == 0 for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)
+    )
     assert net.backbone.num_features == 128
 
 

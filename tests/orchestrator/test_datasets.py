@@ -49,7 +49,7 @@ def test_omniglot_is_read_in_place(tmp_path, monkeypatch):
 
 
 def test_omniglot_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no images_background.zip in .*--data-root must hold"):
+    with pytest.raises(FileNotFoundError, match=r"no images_background.zip in .*--data-root must hold"):
         omniglot.load(str(tmp_path))
     omniglot_zip(tmp_path / "images_background.zip", "background", 2, 3)
     with pytest.raises(ValueError, match="has 6 images of 2 characters, expected 19280 of 964"):
@@ -75,7 +75,10 @@ def make_tree(root, names):
 
 
 def test_folder_with_cameras(tmp_path):
-    make_tree(tmp_path, ["train/a/1.JPG", "train/b/2.png", "query/x/q_c1_0.png", "gallery/x/g_c2_0.png", "gallery/y/g_c3s1_9.jpg"])
+    make_tree(
+        tmp_path,
+        ["train/a/1.JPG", "train/b/2.png", "query/x/q_c1_0.png", "gallery/x/g_c2_0.png", "gallery/y/g_c3s1_9.jpg"],
+    )
     (tmp_path / "gallery/y/notes.txt").write_text("not an image")
     data = folder.load(str(tmp_path))
     assert data.camera_filter and not data.leave_one_out
@@ -94,7 +97,11 @@ def test_folder_without_query_is_leave_one_out(tmp_path):
     [
         (["gallery/x/1.png"], FileNotFoundError, "has no train folder; it must hold"),
         (["train/x/1.png", "gallery/1.png"], FileNotFoundError, "no images in .*gallery"),
-        (["train/x/1.png", "gallery/x/a_c1_.png", "gallery/x/b.png"], ValueError, "1 of 2 files in gallery name a camera"),
+        (
+            ["train/x/1.png", "gallery/x/a_c1_.png", "gallery/x/b.png"],
+            ValueError,
+            "1 of 2 files in gallery name a camera",
+        ),
         (["train/x/1.png", "gallery/x/a_c1_.png", "query/x/b.png"], ValueError, "only one of query and gallery"),
     ],
 )
@@ -136,7 +143,7 @@ def test_transparency_is_laid_on_white():
 def test_truncated_image_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))[:900])
     images = ImageSet("x", ("a.png",), np.array([0]), Folder(str(tmp_path), ("a.png",)))
-    with pytest.raises(OSError, match="x: cannot read image 'a.png'"):
+    with pytest.raises(OSError, match=r"x: cannot read image 'a.png'"):
         Frames(images, (8, 8))([0])
 
 

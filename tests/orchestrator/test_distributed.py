@@ -60,7 +60,9 @@ def whole_run(rank: int, world: int, file: str, values: dict, place: Place, out:
     resumed = fit(again, CPU, resume=states[0])
     weights = experiment.task.state_dict()
     same = all(torch.equal(v, weights[k]) for k, v in again.task.state_dict().items())
-    torch.save({"history": history, "same": same, "metrics_same": numbers(history) == numbers(resumed)}, f"{out}.{rank}")
+    torch.save(
+        {"history": history, "same": same, "metrics_same": numbers(history) == numbers(resumed)}, f"{out}.{rank}"
+    )
     dist.destroy_process_group()
 
 

@@ -44,7 +44,7 @@ def test_interrupted_after_any_epoch_equals_uninterrupted(recipe, tiny_place, tm
 
     whole = experiment(recipe, tiny_place)
     history = fit(whole, CPU, on_epoch=keep)
-    assert [sorted(h) for h in history][0] and len(history) == 3
+    assert len(history) == 3
     for epoch in (1, 2, 3):
         torch.manual_seed(999)  # whatever the new process did before
         again = experiment(recipe, tiny_place)
@@ -97,7 +97,9 @@ def test_a_loss_that_is_not_finite_says_where_it_was(tiny_recipe, tiny_place, tm
         return found
 
     ex.task.terms = breaks
-    with pytest.raises(NonFiniteLoss, match=r"not finite in epoch 2, step 1: feature = nan, .*images: train/0\d+/.* and 8 more"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"not finite in epoch 2, step 1: feature = nan, .*images: train/0\d+/.* and 8 more"
+    ):
         fit(ex, CPU, on_epoch=lambda epoch, metrics, state: kept.append(state()))
     assert len(kept) == 1 and kept[0]["epoch"] == 1
 

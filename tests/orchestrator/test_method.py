@@ -62,7 +62,14 @@ def test_the_paper_s_recipes():
         assert (r.alpha, r.beta, r.gamma, r.top_k, r.margin, r.batch_size) == (100, 0.2, 0.1, 10, 0.1, 512)
         assert (r.student, r.student_size, r.teacher, r.teacher_size) == (
             "resnet18.tv_in1k", (64, 64), "resnet101.tv_in1k", (256, 256))  # fmt: skip
-        assert (r.flip, r.erase, r.learning_rate, r.momentum, r.weight_decay, r.epochs) == (0.5, 0.5, 0.01, 0.9, 5e-4, 120)
+        assert (r.flip, r.erase, r.learning_rate, r.momentum, r.weight_decay, r.epochs) == (
+            0.5,
+            0.5,
+            0.01,
+            0.9,
+            5e-4,
+            120,
+        )
         assert (r.mode, r.views, r.embedding_dim, r.pretrained) == ("paper", "online", 512, True)
     repo = find.recipe("d3still", "cub200")
     assert (repo.mode, repo.batch_size, repo.student_size, repo.erase) == ("repo", 256, (128, 128), 0.0)

@@ -48,9 +48,15 @@ def test_every_way_a_trial_can_end(local_ray, tmp_path, tiny_place, tiny_recipe,
     plan = make_plan(tmp_path, tiny_place, tiny_recipe(), space, 3, concurrent=2)
     records = on_ray.run_sweep(plan, quiet())
     ends = {r.point["cell"]: r for r in records}
-    assert {name: r.status for name, r in ends.items()} == {"good": "completed", "broken": "failed", "explodes": "failed"}
+    assert {name: r.status for name, r in ends.items()} == {
+        "good": "completed",
+        "broken": "failed",
+        "explodes": "failed",
+    }
     assert "no weights at" in ends["broken"].message
-    assert "the loss is not finite in epoch" in ends["explodes"].message and "images: train/" in ends["explodes"].message
+    assert (
+        "the loss is not finite in epoch" in ends["explodes"].message and "images: train/" in ends["explodes"].message
+    )
     assert_all_given_back()
 
     runs = {int(r.data.tags["orch.trial"]): r for r in tracking.runs_of(plan.tracking_uri, plan.sweep)}
@@ -78,7 +84,9 @@ def test_every_way_a_trial_can_end(local_ray, tmp_path, tiny_place, tiny_recipe,
     assert len(tracking.runs_of(plan.tracking_uri, plan.sweep)) == 3
 
 
-def test_early_stopped_trials_are_pruned_and_give_everything_back(local_ray, tmp_path, tiny_place, tiny_recipe, monkeypatch):
+def test_early_stopped_trials_are_pruned_and_give_everything_back(
+    local_ray, tmp_path, tiny_place, tiny_recipe, monkeypatch
+):
     """The rate itself is the metric: the first point has the largest, so every sampled one is stopped early."""
     space = SearchSpace(
         method="d3still", question="Who is stopped?", tune={"learning_rate": Float(1e-4, 0.05)},

@@ -73,7 +73,9 @@ def test_recorded_numbers(name):
         metrics = evaluate(z[f"{name}/query"], z[f"{name}/gallery"], z[f"{name}/q_pid"], z[f"{name}/g_pid"],
                            z[f"{name}/q_cam"], z[f"{name}/g_cam"])  # fmt: skip
         cmc = z[f"{name}/cmc"]
-    assert (metrics.map, metrics.rank1, metrics.minp) == pytest.approx((case["mAP"], case["R1"], case["mINP"]), abs=1e-6)
+    assert (metrics.map, metrics.rank1, metrics.minp) == pytest.approx(
+        (case["mAP"], case["R1"], case["mINP"]), abs=1e-6
+    )
     assert metrics.cmc == pytest.approx(cmc[:50], abs=1e-6)
 
 

@@ -36,5 +36,7 @@ def test_choices_contain_their_options():
 
 
 def test_spaces_load_nothing_heavy():
-    code = "import sys, search_spaces.d3still_ablation; print([m for m in ('torch', 'numpy', 'ray') if m in sys.modules])"
+    code = (
+        "import sys, search_spaces.d3still_ablation; print([m for m in ('torch', 'numpy', 'ray') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,0 +1,228 @@
+"""The command lines as a user types them: one whole sweep, and every bad input as one line and exit code 2."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, tiny_arguments
+from typer.testing import CliRunner
+
+from orchestrator import (
+    cache,
+    checkpoint,
+    command,
+    evaluate,
+    export,
+    find,
+    on_ray,
+    report,
+    sweep,
+    teacher,
+    tracking,
+    train,
+)
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def storage(tmp_path, monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE", str(tmp_path / "runs"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "runs"
+
+
+def call(cli, *arguments: str, code: int = 0):
+    result = runner.invoke(cli, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def error(cli, *arguments: str) -> str:
+    """The one line a user sees."""
+    result = call(cli, *arguments, code=2)
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    return lines[0]
+
+
+def nothing_written(storage: Path) -> bool:
+    """No sweep, no teacher, no half-built cache."""
+    return (
+        not any((storage / "sweeps").glob("*"))
+        and not any(storage.rglob("*tmp*"))
+        and not any((storage / "teachers").glob("[!.]*"))
+    )
+
+
+def test_a_sweep_its_report_and_what_can_be_done_with_its_record(local_ray, storage, tiny_root, tiny_teacher, tmp_path):
+    arguments = ["d3still_alpha", "--on", "folder", "--data-root", tiny_root, "--trials", 4,
+                 *tiny_arguments(teacher_weights=tiny_teacher)]  # fmt: skip
+    shown = call(sweep.main, *arguments).output
+    assert "4 trials" in shown and "completed" in shown and "mlflow ui --backend-store-uri sqlite:///" in shown
+
+    shown = call(report.main, "d3still_alpha").output
+    folder = storage / "sweeps" / "d3still_alpha-folder-1"
+    html = (folder / "report.html").read_text()
+    for part in ("α", "Trials", "Best trial", "Cost of the student", "How to reproduce", "data:image/png;base64"):
+        assert part in html
+    assert "http://" not in html and "https://" not in html  # self-contained
+    assert (folder / "report.md").read_text().startswith("# d3still_alpha on folder")
+    plan = command.latest_plan("d3still_alpha")
+    (summary,) = tracking.runs_of(plan.tracking_uri, plan.sweep, "summary")
+    assert summary.info.status == "FINISHED" and "best/map" in summary.data.metrics
+    assert tracking.artifact(plan.tracking_uri, summary.info.run_id, "report.html").exists()
+    call(report.main, "d3still_alpha")  # again: the same summary run
+    assert len(tracking.runs_of(plan.tracking_uri, plan.sweep, "summary")) == 1
+
+    best = command.ranked(on_ray.records(plan))[0]
+    shown = call(evaluate.main, best.run_id).output
+    for line in shown.splitlines():
+        if "(logged" in line:
+            found, logged = line.split()[1], line.split()[3].rstrip(")")
+            assert float(found) == pytest.approx(float(logged), abs=1e-6)
+    assert "val/map" in shown
+
+    call(export.main, best.run_id, "--format", "safetensors", "--to", tmp_path / "out")
+    call(export.main, best.run_id, "--format", "onnx", "--to", tmp_path / "onnx")
+    (weights,) = (tmp_path / "out").glob("*.safetensors")
+    student, _ = checkpoint.load_model(weights)
+    (graph,) = (tmp_path / "onnx").glob("*.onnx")
+    code = (  # without this project
+        "import sys, numpy, onnxruntime; s = onnxruntime.InferenceSession(sys.argv[1]);"
+        "x = numpy.ones((3, 3, 16, 16), numpy.float32); print(s.run(None, {'images': x})[0].tolist())"
+    )
+    outside = subprocess.run([sys.executable, "-P", "-c", code, graph], capture_output=True, text=True, cwd=tmp_path)
+    import torch
+
+    expected = student(torch.ones(3, 3, 16, 16)).detach().numpy()
+    np.testing.assert_allclose(np.array(json.loads(outside.stdout)), expected, atol=1e-4)
+
+    assert "resume it without changes" in error(
+        sweep.main, "d3still_alpha", "--on", "folder", "--resume", "--set", "beta=0.7"
+    )
+    resumed = call(sweep.main, "d3still_alpha", "--on", "folder", "--resume").output
+    assert "4 trials" in resumed and "started:" not in resumed  # nothing was left to do
+
+
+def test_a_teacher_is_trained_once_and_found_again(local_ray, storage, tiny_root):
+    arguments = ["d3still", "--on", "folder", "--data-root", tiny_root, *tiny_arguments()]
+    first = call(teacher.main, *arguments).output
+    assert "training it now" in first
+    second = call(teacher.main, *arguments).output
+    assert "training it now" not in second
+    assert first.splitlines()[-1] == second.splitlines()[-1]
+    plan = command.latest_plan("teacher")
+    (run,) = tracking.runs_of(plan.tracking_uri, plan.sweep)
+    assert run.data.tags["orch.method"] == "supervised" and run.info.status == "FINISHED"
+
+
+def test_a_single_run_that_explodes_says_so(local_ray, storage, tiny_root, tiny_teacher):
+    arguments = ["d3still", "--on", "folder", "--data-root", tiny_root, *tiny_arguments(teacher_weights=tiny_teacher)]
+    line = error(train.main, *arguments, "--set", "learning_rate=1e30")
+    assert "the loss is not finite in epoch" in line and "images: train/" in line
+
+
+def test_a_damaged_cache_is_named_and_built_again(storage, tiny_recipe, tiny_place):
+    method = find.method("d3still")
+    first = method.prepare(tiny_recipe(), tiny_place)
+    data = Path(tiny_place.folder("cache", first["gallery_cache"], "data.arrow"))
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(cache.DamagedCache, match="data.arrow has 100 bytes"):
+        cache.open_rows(data.parent)
+    with pytest.warns(UserWarning, match=r"is damaged: data.arrow has 100 bytes, expected .*; building it again"):
+        again = method.prepare(tiny_recipe(), tiny_place)
+    assert again == first and cache.open_rows(data.parent, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["d3stil_beta_gamma"], "there is no sweep 'd3stil_beta_gamma'; did you mean d3still_beta_gamma"),
+        (["d3still_beta_gamma", "--on", "omniglott"], "d3still has no recipe for 'omniglott'; did you mean omniglot"),
+        (["d3still_beta_gamma", "--set", "alfa=3"], "no field 'alfa'; did you mean alpha"),
+        (["d3still_beta_gamma", "--set", "alpha"], "--set needs FIELD=VALUE, got 'alpha'"),
+        (["d3still_beta_gamma", "--set", "alpha=-3"], "alpha must be at least 0, got -3"),
+        (["d3still_beta_gamma", "--set", "beta=0.1"], "beta is what this sweep varies"),
+        (["d3still_beta_gamma", "--set", "top_k=1000"], r"top_k \(1000\) must be at most batch_size \(120\)"),
+        (["d3still_top_k", "--set", "batch_size=30"], r"top_k \(40\) must be at most batch_size \(30\)"),
+        (["d3still_beta_gamma", "--set", "constant_epochs=1"], "constant_epochs .* must not end before warmup"),
+        (["d3still_beta_gamma", "--on", "sop"], "there is no data set reader 'sop'"),
+        (["d3still_ablation", "--trials", "3"], "always runs in full"),
+        (
+            ["d3still_beta_gamma", "--on", "omniglot", "--data-root", "/nowhere"],
+            "--data-root /nowhere is not a directory",
+        ),
+        (["d3still_alpha", "--resume"], "no sweep d3still_alpha on demo"),
+    ],
+)
+def test_bad_words_are_refused_before_anything_starts(storage, arguments, message):
+    import re
+
+    assert re.search(message, error(sweep.main, *arguments))
+    assert not storage.exists() or nothing_written(storage)
+
+
+def test_a_missing_and_an_incomplete_data_set(local_ray, storage, tmp_path):
+    arguments = ["d3still_beta_gamma", "--on", "omniglot", "--data-root", tmp_path]
+    assert "no images_background.zip in" in error(sweep.main, *arguments)
+    for part in ("background", "evaluation"):
+        with zipfile.ZipFile(tmp_path / f"images_{part}.zip", "w") as archive:
+            archive.writestr(f"images_{part}/Greek/character01/0001_01.png", b"")
+    assert "has 1 images of 1 characters, expected 19280 of 964" in error(sweep.main, *arguments)
+    assert nothing_written(storage)
+
+
+def test_a_truncated_image_stops_before_training(local_ray, storage, tiny_root, tmp_path):
+    import shutil
+
+    root = tmp_path / "data"
+    shutil.copytree(tiny_root, root)
+    victim = sorted((root / "train").rglob("*.png"))[3]
+    victim.write_bytes(victim.read_bytes()[:200])
+    line = error(sweep.main, "d3still_beta_gamma", "--on", "folder", "--data-root", root, *tiny_arguments())
+    assert "1 of 96 images cannot be read: train/" in line and victim.name in line and "skip_unreadable=true" in line
+    assert nothing_written(storage)
+
+
+def test_a_teacher_of_another_architecture(local_ray, storage, tiny_root, tiny_teacher, tmp_path):
+    arguments = ["d3still_beta_gamma", "--on", "folder", "--data-root", tiny_root]
+    line = error(sweep.main, *arguments, *tiny_arguments(teacher_weights=tiny_teacher, teacher="resnet34"))
+    assert "holds another architecture: backbone resnet18 instead of resnet34" in line
+    line = error(sweep.main, *arguments, *tiny_arguments(teacher_weights=tmp_path / "no.safetensors"))
+    assert "no weights at" in line
+    assert nothing_written(storage)
+
+
+def test_records_that_do_not_exist(storage):
+    assert "has no run 'abc' with a record.json" in error(evaluate.main, "abc")
+    assert "has no run 'abc' with a record.json" in error(export.main, "abc")
+    assert "no sweep d3still_alpha" in error(report.main, "d3still_alpha")
+
+
+def test_a_dry_run_writes_nothing(storage):
+    shown = call(sweep.main, "d3still_beta_gamma", "--dry-run").output
+    assert "'beta': 0.2, 'gamma': 0.1" in shown and "8 trials" in shown
+    assert not storage.exists()
+
+
+def test_the_flags_are_few_and_frozen():
+    """Hyper-parameters never become flags: change this list only on purpose."""
+    import typer
+
+    flags = {p.opts[0] for p in typer.main.get_command(sweep.main).params if p.opts[0].startswith("--")}
+    assert flags == {"--on", "--data-root", "--trials", "--concurrent", "--workers", "--gpus-per-worker", "--epochs",
+                     "--set", "--resume", "--dry-run", "--list"}  # fmt: skip
+
+
+def test_every_sweep_is_listed_with_its_question():
+    shown = call(sweep.main, "--list").output
+    assert all(name in shown for name in find.names("search_spaces"))
+
+
+def test_tiny_settings_are_real_fields():
+    assert set(TINY) <= set(on_ray.recipe_dict(find.recipe("d3still", "folder")))
