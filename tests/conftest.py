@@ -22,13 +22,18 @@ TINY = {
     "warmup_epochs": 1, "constant_epochs": 2, "learning_rate": 0.05, "loader_workers": 0, "erase": 0.2,
     "identities_per_batch": 4, "images_per_identity": 2,
 }  # fmt: skip
-# The teacher of the tiny recipe is trained with the supervised recipe "folder", whose P x K is 16 x 6.
-TINY_IDENTITIES = 16
 
 
-def tiny_arguments(**changes) -> list[str]:
-    """``--set`` arguments of the tiny recipe."""
-    return [part for k, v in {**TINY, **changes}.items() for part in ("--set", f"{k}={v}")]
+@pytest.fixture(scope="session")
+def tiny_settings() -> dict:
+    """Recipe settings of the tiny data set."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments():
+    """Makes the ``--set`` arguments of the tiny recipe."""
+    return lambda **changes: [part for k, v in {**TINY, **changes}.items() for part in ("--set", f"{k}={v}")]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, tiny_arguments
 from typer.testing import CliRunner
 
 from orchestrator import (
@@ -59,7 +58,9 @@ def nothing_written(storage: Path) -> bool:
     )
 
 
-def test_a_sweep_its_report_and_what_can_be_done_with_its_record(local_ray, storage, tiny_root, tiny_teacher, tmp_path):
+def test_a_sweep_its_report_and_what_can_be_done_with_its_record(
+    local_ray, tiny_arguments, storage, tiny_root, tiny_teacher, tmp_path
+):
     arguments = ["d3still_alpha", "--on", "folder", "--data-root", tiny_root, "--trials", 4,
                  *tiny_arguments(teacher_weights=tiny_teacher)]  # fmt: skip
     shown = call(sweep.main, *arguments).output
@@ -109,7 +110,7 @@ def test_a_sweep_its_report_and_what_can_be_done_with_its_record(local_ray, stor
     assert "4 trials" in resumed and "started:" not in resumed  # nothing was left to do
 
 
-def test_a_teacher_is_trained_once_and_found_again(local_ray, storage, tiny_root):
+def test_a_teacher_is_trained_once_and_found_again(local_ray, tiny_arguments, storage, tiny_root):
     arguments = ["d3still", "--on", "folder", "--data-root", tiny_root, *tiny_arguments()]
     first = call(teacher.main, *arguments).output
     assert "training it now" in first
@@ -121,7 +122,7 @@ def test_a_teacher_is_trained_once_and_found_again(local_ray, storage, tiny_root
     assert run.data.tags["orch.method"] == "supervised" and run.info.status == "FINISHED"
 
 
-def test_a_single_run_that_explodes_says_so(local_ray, storage, tiny_root, tiny_teacher):
+def test_a_single_run_that_explodes_says_so(local_ray, tiny_arguments, storage, tiny_root, tiny_teacher):
     arguments = ["d3still", "--on", "folder", "--data-root", tiny_root, *tiny_arguments(teacher_weights=tiny_teacher)]
     line = error(train.main, *arguments, "--set", "learning_rate=1e30")
     assert "the loss is not finite in epoch" in line and "images: train/" in line
@@ -132,7 +133,7 @@ def test_a_damaged_cache_is_named_and_built_again(storage, tiny_recipe, tiny_pla
     first = method.prepare(tiny_recipe(), tiny_place)
     data = Path(tiny_place.folder("cache", first["gallery_cache"], "data.arrow"))
     data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(cache.DamagedCache, match="data.arrow has 100 bytes"):
+    with pytest.raises(cache.DamagedCache, match=r"data.arrow has 100 bytes"):
         cache.open_rows(data.parent)
     with pytest.warns(UserWarning, match=r"is damaged: data.arrow has 100 bytes, expected .*; building it again"):
         again = method.prepare(tiny_recipe(), tiny_place)
@@ -177,7 +178,7 @@ def test_a_missing_and_an_incomplete_data_set(local_ray, storage, tmp_path):
     assert nothing_written(storage)
 
 
-def test_a_truncated_image_stops_before_training(local_ray, storage, tiny_root, tmp_path):
+def test_a_truncated_image_stops_before_training(local_ray, tiny_arguments, storage, tiny_root, tmp_path):
     import shutil
 
     root = tmp_path / "data"
@@ -189,7 +190,7 @@ def test_a_truncated_image_stops_before_training(local_ray, storage, tiny_root, 
     assert nothing_written(storage)
 
 
-def test_a_teacher_of_another_architecture(local_ray, storage, tiny_root, tiny_teacher, tmp_path):
+def test_a_teacher_of_another_architecture(local_ray, tiny_arguments, storage, tiny_root, tiny_teacher, tmp_path):
     arguments = ["d3still_beta_gamma", "--on", "folder", "--data-root", tiny_root]
     line = error(sweep.main, *arguments, *tiny_arguments(teacher_weights=tiny_teacher, teacher="resnet34"))
     assert "holds another architecture: backbone resnet18 instead of resnet34" in line
@@ -224,5 +225,5 @@ def test_every_sweep_is_listed_with_its_question():
     assert all(name in shown for name in find.names("search_spaces"))
 
 
-def test_tiny_settings_are_real_fields():
-    assert set(TINY) <= set(on_ray.recipe_dict(find.recipe("d3still", "folder")))
+def test_tiny_settings_are_real_fields(tiny_settings):
+    assert set(tiny_settings) <= set(on_ray.recipe_dict(find.recipe("d3still", "folder")))

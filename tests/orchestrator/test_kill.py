@@ -9,16 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import tiny_arguments
 
 pytestmark = pytest.mark.slow
 
 
-def start(storage: Path, tiny_root: Path, tiny_teacher: Path, *more: str) -> subprocess.Popen:
+def start(storage: Path, tiny_root: Path, settings: list[str], *more: str) -> subprocess.Popen:
     arguments = ["d3still_alpha", "--on", "folder"]
     if "--resume" not in more:
         arguments += ["--data-root", str(tiny_root), "--trials", "5", "--concurrent", "1"]
-        arguments += tiny_arguments(teacher_weights=tiny_teacher, epochs=8, constant_epochs=4)
+        arguments += settings
     environment = {**os.environ, "ORCHESTRATOR_STORAGE": str(storage)}
     environment.pop("RAY_ADDRESS", None)
     return subprocess.Popen([sys.executable, "-m", "orchestrator.sweep", *arguments, *more], env=environment,
@@ -64,14 +63,15 @@ INSIDE = (
 
 
 def test_kill_nine_in_mid_sweep_then_resume_equals_an_uninterrupted_sweep(
-    tmp_path, tiny_root, tiny_teacher, monkeypatch
+    tmp_path, tiny_root, tiny_teacher, tiny_arguments, monkeypatch
 ):
     monkeypatch.setenv("ORCHESTRATOR_STORAGE", "")
-    whole = start(tmp_path / "whole", tiny_root, tiny_teacher)
+    settings = tiny_arguments(teacher_weights=tiny_teacher, epochs=8, constant_epochs=4)
+    whole = start(tmp_path / "whole", tiny_root, settings)
     output, _ = whole.communicate(timeout=600)
     assert whole.returncode == 0, output
 
-    killed = start(tmp_path / "killed", tiny_root, tiny_teacher)
+    killed = start(tmp_path / "killed", tiny_root, settings)
     # In the middle of the second trial.
     wait_for(lambda: study(tmp_path / "killed", FINISHED) >= 1 and study(tmp_path / "killed", INSIDE) >= 3, 300, killed)
     os.kill(killed.pid, signal.SIGKILL)
@@ -81,7 +81,7 @@ def test_kill_nine_in_mid_sweep_then_resume_equals_an_uninterrupted_sweep(
     assert finished and len(finished) < 5
     time.sleep(8)  # the killed cluster's processes end by themselves
 
-    resumed = start(tmp_path / "killed", tiny_root, tiny_teacher, "--resume")
+    resumed = start(tmp_path / "killed", tiny_root, settings, "--resume")
     output, _ = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, output
     for number in finished:
@@ -100,13 +100,10 @@ def test_kill_nine_in_mid_sweep_then_resume_equals_an_uninterrupted_sweep(
 
 
 @pytest.mark.parametrize("dashboard", [True, False])
-def test_stopped_trials_give_their_resources_back(tmp_path, tiny_root, tiny_teacher, dashboard):
+def test_stopped_trials_give_their_resources_back(tmp_path, tiny_root, tiny_teacher, tiny_settings, dashboard):
     code = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import dataclasses, io, ray, time
 from rich.console import Console
-from conftest import TINY
 from orchestrator import find, on_ray, tracking
 from orchestrator.method import Place, changed, recipe_dict
 from search_spaces._space import Float, SearchSpace
@@ -114,7 +111,7 @@ space = SearchSpace(method="d3still", question="?", tune={{"learning_rate": Floa
                     start=({{"learning_rate": 0.05}},), metric="train/learning_rate")
 find.space = lambda name: space
 place = Place({str(tmp_path / "runs")!r}, {str(tiny_root)!r})
-recipe = changed(find.recipe("d3still", "folder"), {{**TINY, "teacher_weights": {str(tiny_teacher)!r},
+recipe = changed(find.recipe("d3still", "folder"), {{**{tiny_settings!r}, "teacher_weights": {str(tiny_teacher)!r},
                  "epochs": 8, "warmup_epochs": 0, "constant_epochs": 8}})
 plan = on_ray.Plan(folder=place.storage + "/sweeps/x-folder-1", space="x", title="x", benchmark="folder",
     method="d3still", recipe=recipe_dict(recipe), place=dataclasses.asdict(place),

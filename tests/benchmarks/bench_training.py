@@ -1,0 +1,122 @@
+"""Training throughput of D3still's student step, by where the teacher's embeddings and the pixels come from.
+
+    python tests/benchmarks/bench_training.py                # the paper's nets on a GPU, small nets on a CPU
+    python tests/benchmarks/bench_training.py --images 2000  # more files on disk
+
+JPEG files are written to a temporary folder; every variant trains the same nets on the same files with the
+same batch. The limit is the student's own step on data that are already on the device.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from models.embedder import Embedder, EmbedderConfig
+from orchestrator import checkpoint, find
+from orchestrator.fit import to_device
+from orchestrator.method import Place, changed
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+NETS = {
+    True: {"student": "resnet18", "student_size": "64x64", "teacher": "resnet101", "teacher_size": "256x256",
+           "batch_size": 512, "embedding_dim": 512, "loader_workers": min(16, os.cpu_count() or 1)},
+    False: {"student": "resnet18", "student_width": 0.25, "student_size": "32x32", "teacher": "resnet18",
+            "teacher_width": 0.5, "teacher_size": "64x64", "batch_size": 128, "embedding_dim": 128,
+            "loader_workers": 1},
+}  # fmt: skip
+VARIANTS = {
+    "online teacher, images decoded": {"views": "online", "pixel_cache": "off"},
+    "cached embeddings, images decoded": {"views": "clean", "pixel_cache": "off"},
+    "cached embeddings + pixel cache": {"views": "clean", "pixel_cache": "on"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=4096 if GPU else 1024)
+    parser.add_argument("--side", type=int, default=256, help="pixels of the stored JPEG files")
+    parser.add_argument("--epochs", type=int, default=4, help="the first is warm-up")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    device = torch.cuda.get_device_name() if GPU else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{device}, torch {torch.__version__}; {args.images} JPEG files of {args.side} pixels; {NETS[GPU]}")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_images(root / "data", args.images, args.side)
+        base = changed(find.recipe("d3still", "folder"), {**NETS[GPU], "pretrained": "false", "epochs": args.epochs,
+                       "warmup_epochs": 0, "constant_epochs": 0})  # fmt: skip
+        teacher = Embedder(EmbedderConfig(backbone=base.teacher, width=base.teacher_width, image_size=base.teacher_size,
+                                          embedding_dim=base.embedding_dim))  # fmt: skip
+        checkpoint.save_model(root, teacher, {}, "teacher")
+        base = changed(base, {"teacher_weights": str(root / "teacher.safetensors")})
+        place = Place(str(root / "runs"), str(root / "data"))
+        results = {name: measure(changed(base, change), place, args.epochs) for name, change in VARIANTS.items()}
+        limit = student_alone(changed(base, VARIANTS["cached embeddings + pixel cache"]), place)
+    slowest = results["online teacher, images decoded"]
+    for name, rate in {**results, "limit: student step, data on the device": limit}.items():
+        print(f"{name:42} {rate:10.0f} images/s   {rate / slowest:6.2f} ×   {100 * rate / limit:5.1f} % of the limit")
+
+
+def measure(recipe, place: Place, epochs: int) -> float:
+    """Median images/s over whole epochs, loading included."""
+    method = find.method("d3still")
+    method.prepare(recipe, place)
+    experiment = method.experiment(recipe, place, 0, 1, DEVICE)
+    rates = []
+    for epoch in range(1, epochs + 1):
+        images, start = 0, time.perf_counter()
+        for batch in experiment.batches(epoch):
+            step(experiment, to_device(batch, DEVICE))
+            images += recipe.batch_size
+        synchronise()
+        rates.append(images / (time.perf_counter() - start))
+    return statistics.median(rates[1:])
+
+
+def student_alone(recipe, place: Place) -> float:
+    experiment = find.method("d3still").experiment(recipe, place, 0, 1, DEVICE)
+    batch = to_device(next(iter(experiment.batches(1))), DEVICE)
+    for _ in range(3):
+        step(experiment, batch)
+    synchronise()
+    start, steps = time.perf_counter(), 20
+    for _ in range(steps):
+        step(experiment, batch)
+    synchronise()
+    return steps * recipe.batch_size / (time.perf_counter() - start)
+
+
+def step(experiment, batch) -> None:
+    experiment.task.train()
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=experiment.precision == "bfloat16"):
+        losses = experiment.task(batch)
+    experiment.optimizer.zero_grad(set_to_none=True)
+    losses.total.backward()
+    experiment.optimizer.step()
+
+
+def synchronise() -> None:
+    if GPU:
+        torch.cuda.synchronize()
+
+
+def write_images(root: Path, count: int, side: int) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(count + 64):
+        folder = root / ("train" if i < count else "gallery") / f"{i % 16:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        small = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=90)
+
+
+if __name__ == "__main__":
+    main()
