@@ -151,9 +151,8 @@ def prepare(method: str, recipe: dict, benchmark: str, place: Place, gpus: float
     """Runs a method's preparation on a node of the cluster, with its progress shown here."""
     note = Path(place.storage) / "cache" / f"progress-{os.getpid()}.json"
     note.parent.mkdir(parents=True, exist_ok=True)
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) if not gpus else 1)
-    task = ray.remote(_prepare).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-    waiting = task.remote(method, recipe, benchmark, place, str(note), cpus)
+    task = ray.remote(_prepare).options(num_cpus=1, num_gpus=gpus, max_retries=0)
+    waiting = task.remote(method, recipe, benchmark, place, str(note))
     try:
         while not ray.wait([waiting], timeout=0.3)[0]:
             with contextlib.suppress(OSError, ValueError):
@@ -169,12 +168,10 @@ def prepare(method: str, recipe: dict, benchmark: str, place: Place, gpus: float
         note.unlink(missing_ok=True)
 
 
-def _prepare(
-    method: str, recipe: dict, benchmark: str, place: Place, note: str, threads: int
-) -> tuple[dict, list[str]]:
+def _prepare(method: str, recipe: dict, benchmark: str, place: Place, note: str) -> tuple[dict, list[str]]:
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(os.cpu_count() or 1)  # nothing else of this job runs meanwhile
     last = 0.0
 
     def progress(what: str, done: int, total: int) -> None:
@@ -496,7 +493,6 @@ def trial_job(plan: Plan, space: SearchSpace, number: int, point: Mapping[str, A
     run_id = tracking.run(uri, experiment_id, f"{plan.sweep}/t{number:03d}", f"{plan.method} {label}", tags, values)
     facts = {k: v for k, v in plan.facts.items() if k != "teacher_metrics"}
     tracking.log_record(uri, tracking.Record(run_id, plan.method, plan.benchmark, values, Place(**plan.place), facts))
-    cpus = int(ray.cluster_resources().get("CPU", 1))
     return {
         "method": plan.method,
         "benchmark": plan.benchmark,
@@ -509,9 +505,16 @@ def trial_job(plan: Plan, space: SearchSpace, number: int, point: Mapping[str, A
         "train_storage": f"{plan.folder}/train",
         "workers": plan.workers,
         "gpus_per_worker": plan.gpus_per_worker,
-        "threads": max(1, cpus // (plan.concurrent * plan.workers)),
+        "threads": _threads(plan.concurrent * plan.workers),
         "claim": "",
     }
+
+
+def _threads(workers: int) -> int:
+    """The most CPUs a worker can have when so many run at once; a worker does not span nodes."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    fitting = (t for t in range(max(nodes, default=1), 1, -1) if sum(cpus // t for cpus in nodes) >= workers)
+    return next(fitting, 1)
 
 
 # --- The sweep --------------------------------------------------------------------------------------------------
