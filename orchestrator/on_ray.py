@@ -54,6 +54,7 @@ from orchestrator import cache, checkpoint, figures, find, tracking  # noqa: E40
 from orchestrator.evaluation import cost  # noqa: E402
 from orchestrator.fit import NonFiniteLoss, fit  # noqa: E402
 from orchestrator.method import Place, changed, recipe_dict, recipe_from  # noqa: E402
+from orchestrator.progress import Board, label  # noqa: E402
 from search_spaces._space import Choice, Float, Int, SearchSpace  # noqa: E402
 
 _HEAD_ONLY = {"CPU": 0, "node:__internal_head__": 0.001}  # the thin driver of a trial must not take a worker's CPU
@@ -476,7 +477,6 @@ def trial_job(plan: Plan, space: SearchSpace, number: int, point: Mapping[str, A
     recipe = changed(recipe_from(find.recipe(plan.method, plan.benchmark), plan.recipe), space.settings(point))
     method.check(recipe)
     values = recipe_dict(recipe)
-    label = " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in point.items())
     uri = plan.tracking_uri
     tags = {
         "orch.sweep": plan.sweep,
@@ -490,7 +490,7 @@ def trial_job(plan: Plan, space: SearchSpace, number: int, point: Mapping[str, A
         **{f"orch.point.{k}": str(v) for k, v in point.items()},
     }
     experiment_id = tracking.experiment(uri, plan.title, plan.place["storage"], space.question)
-    run_id = tracking.run(uri, experiment_id, f"{plan.sweep}/t{number:03d}", f"{plan.method} {label}", tags, values)
+    run_id = tracking.run(uri, experiment_id, f"{plan.sweep}/t{number:03d}", label(point), tags, values)
     facts = {k: v for k, v in plan.facts.items() if k != "teacher_metrics"}
     tracking.log_record(uri, tracking.Record(run_id, plan.method, plan.benchmark, values, Place(**plan.place), facts))
     return {
@@ -522,8 +522,6 @@ def _threads(workers: int) -> int:
 
 def run_sweep(plan: Plan, console: Console) -> list[TrialRecord]:
     """Runs what is left of the plan's trials and returns all of them, in order of their numbers."""
-    from orchestrator.progress import Board
-
     with _only_driver(plan):
         study = open_study(plan)
         space = search_space(plan)

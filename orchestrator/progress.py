@@ -1,6 +1,7 @@
 """One readable display of a sweep: a live line on a terminal, plain event lines elsewhere."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,24 @@ from rich.text import Text
 _QUIET_SECONDS = 20.0  # between status lines where nothing can be redrawn
 
 
+def label(point: Mapping[str, Any], values: str = ".3g") -> str:
+    """A point of a space in one short line, with the papers' symbols.
+
+    >>> label({"beta": 0.25, "cell": "L_f", "seed": 1})
+    'β=0.25 L_f seed=1'
+    """
+    parts = []
+    for name, value in point.items():
+        text = f"{value:{values}}" if isinstance(value, float) else str(value)
+        parts.append(text if name == "cell" else f"{symbol(name)}={text}")
+    return " ".join(parts)
+
+
+def symbol(name: str) -> str:
+    """The paper's letter for a recipe field, or the field's name."""
+    return {"alpha": "α", "beta": "β", "gamma": "γ", "top_k": "k"}.get(name, name)
+
+
 class Board:
     """Trials done, running and failed, epochs of the running ones, the best so far, and when it will end."""
 
@@ -19,7 +38,7 @@ class Board:
     ):
         self.console, self.trials, self.epochs, self.metric = console, trials, epochs, metric
         self.done = {number: value for number, finished, value in known if finished}
-        self.running: dict[int, tuple[int, float | None, str]] = {}
+        self.running: dict[int, tuple[int, float | None]] = {}
         self.failed = self.pruned = 0
         self.started_at, self.epochs_here = time.monotonic(), 0
         self._last_line = time.monotonic()
@@ -35,21 +54,20 @@ class Board:
             self._live.stop()
 
     def started(self, number: int, point: dict[str, Any]) -> None:
-        label = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in point.items())
         again = number in self.running
-        self.running[number] = (0, None, label)
-        self.console.print(f"  trial {number} {'restarted' if again else 'started'}: {label}", highlight=False)
+        self.running[number] = (0, None)
+        self.console.print(f"  trial {number} {'restarted' if again else 'started'}: {label(point)}", markup=False)
 
     def epoch(self, number: int, epoch: int, value: float | None) -> None:
-        before, last, label = self.running.get(number, (0, None, ""))
+        before, last = self.running.get(number, (0, None))
         self.epochs_here += 1
-        self.running[number] = (max(epoch, before), value if value is not None else last, label)
+        self.running[number] = (max(epoch, before), value if value is not None else last)
         if not self.console.is_terminal and time.monotonic() - self._last_line > _QUIET_SECONDS:
             self._last_line = time.monotonic()
             self.console.print(self._status(), highlight=False)
 
     def ended(self, number: int, status: str, value: float | None, message: str = "") -> None:
-        epoch, last, _ = self.running.pop(number, (0, None, ""))
+        epoch, last = self.running.pop(number, (0, None))
         self.done[number] = value
         self.failed += status == "failed"
         self.pruned += status == "pruned"
@@ -66,7 +84,7 @@ class Board:
             parts.append(f"{self.pruned} stopped early")
         if self.failed:
             parts.append(f"{self.failed} failed")
-        running = ", ".join(f"t{n} epoch {e}/{self.epochs}" for n, (e, _, _) in sorted(self.running.items()))
+        running = ", ".join(f"t{n} epoch {e}/{self.epochs}" for n, (e, _) in sorted(self.running.items()))
         parts.append(f"running: {running or 'starting'}")
         if best is not None:
             parts.append(f"best {self.metric} {best:.4f}")
@@ -74,7 +92,7 @@ class Board:
 
     def _eta(self) -> str:
         elapsed = time.monotonic() - self.started_at
-        left = (self.trials - len(self.done)) * self.epochs - sum(e for e, _, _ in self.running.values())
+        left = (self.trials - len(self.done)) * self.epochs - sum(e for e, _ in self.running.values())
         if not self.epochs_here:
             return f"{elapsed:.0f} s"
         seconds = elapsed / self.epochs_here * max(0, left)

@@ -10,7 +10,6 @@ import os
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import typer
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from orchestrator import command, figures, find, on_ray, published, tracking
 from orchestrator.command import console
 from orchestrator.on_ray import Plan, TrialRecord
+from orchestrator.progress import label, symbol
 from search_spaces._space import SearchSpace
 
 
@@ -109,7 +109,7 @@ def _summary(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> str:
     teacher = plan.facts.get("teacher_metrics", {})
     gallery = f" The teacher on both sides reaches mAP {100 * teacher['teacher/map']:.2f}." if teacher else ""
     return (
-        f"{len(records)} trials ({text}). Best: {_label(best.point)}, {space.metric} {100 * best.value:.2f}.{gallery} "
+        f"{len(records)} trials ({text}). Best: {label(best.point, '.4g')}, {space.metric} {100 * best.value:.2f}.{gallery} "
         f"All our numbers are percent, measured on {plan.benchmark} under “{plan.facts.get('protocol', '')}”."
     )
 
@@ -134,19 +134,19 @@ def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> l
         ]  # fmt: skip
         for p in figure_rows:
             beside.setdefault(p.benchmark, []).append((getattr(p, name), p.map))
-        at = ", ".join(f"{_symbol(k)} = {v:g}" for k, v in others.items())
-        title = f"{_symbol(name)}" + (f" at {at}" if at else "")
+        at = ", ".join(f"{symbol(k)} = {v:g}" for k, v in others.items())
+        title = f"{symbol(name)}" + (f" at {at}" if at else "")
         reference = base.get(name, 0.0)
-        drawn = figures.curves(f"ours, {plan.benchmark}", points, _symbol(name), beside, reference)
+        drawn = figures.curves(f"ours, {plan.benchmark}", points, symbol(name), beside, reference)
         section = Section(title, pictures=[_png(f"{name}.png", f"mAP over {name}", drawn)])
         section.tables.append(
-            TableOf([_symbol(name), "mAP (%), ours"], [[f"{x:.4g}", f"{y:.2f}"] for x, y in sorted(points)], {0, 1})
+            TableOf([symbol(name), "mAP (%), ours"], [[f"{x:.4g}", f"{y:.2f}"] for x, y in sorted(points)], {0, 1})
         )
         if beside:
             values = sorted({x for curve in beside.values() for x, _ in curve})
             section.tables.append(
                 TableOf(
-                    [_symbol(name), *beside],
+                    [symbol(name), *beside],
                     [[f"{x:g}", *(f"{dict(c).get(x, float('nan')):.2f}" for c in beside.values())] for x in values],
                     set(range(len(beside) + 1)),
                     caption=f"published: {'; '.join(sorted({p.source for p in figure_rows}))}; "
@@ -158,9 +158,9 @@ def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> l
     if len(space.picture) == 2:
         x, y = space.picture
         points4 = [(r.point[x], r.point[y], 100 * (r.value or 0), r.status) for r in records if r.value is not None]
-        drawn = figures.heat_map("All trials", _symbol(x), _symbol(y), "mAP (%)", points4)
+        drawn = figures.heat_map("All trials", symbol(x), symbol(y), "mAP (%)", points4)
         sections.append(
-            Section(f"{_symbol(x)} × {_symbol(y)}", pictures=[_png("heat_map.png", f"mAP over {x} and {y}", drawn)])
+            Section(f"{symbol(x)} × {symbol(y)}", pictures=[_png("heat_map.png", f"mAP over {x} and {y}", drawn)])
         )
     return sections
 
@@ -196,7 +196,7 @@ def _cells(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[Sect
 def _trials(space: SearchSpace, records: list[TrialRecord]) -> Section:
     fields = list(space.table()[0]) if space.table() else sorted(space.tune)
     table = TableOf(
-        ["trial", *map(_symbol, fields), "status", "epochs", "mAP", "R1", "R5", "mINP", "minutes", "MLflow run"], [],
+        ["trial", *map(symbol, fields), "status", "epochs", "mAP", "R1", "R5", "mINP", "minutes", "MLflow run"], [],
         {0, *range(1, 1 + len(fields)), *range(len(fields) + 2, len(fields) + 8)}, best=0,
     )  # fmt: skip
     for r in command.ranked(records):
@@ -220,7 +220,7 @@ def _best(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> Section:
     panel = tracking.artifact(uri, best.run_id, "retrieval.png")
     if panel is not None:
         pictures.append(Picture("retrieval.png", "queries and their first ten results", panel.read_bytes()))
-    return Section(f"Best trial: {_label(best.point)}", pictures=pictures)
+    return Section(f"Best trial: {label(best.point, '.4g')}", pictures=pictures)
 
 
 def _cost(plan: Plan, done: list[TrialRecord]) -> Section:
@@ -273,7 +273,7 @@ def _log(plan: Plan, space: SearchSpace, done: list[TrialRecord], folder: Path, 
     run_id = tracking.run(uri, experiment, f"{plan.sweep}/summary", f"summary of {plan.sweep}", tags, params)
     best = command.ranked(done)[0]
     teacher = plan.facts.get("teacher_metrics", {})
-    scores = {f"best/{k.split('/')[1]}": v for k, v in best.metrics.items() if k.startswith("val/")}
+    scores = {f"summary/{k.split('/')[1]}": v for k, v in best.metrics.items() if k.startswith("val/")}
     tracking.log_values(
         uri, run_id, {**scores, **teacher}, {"orch.best_trial": best.number, "orch.best_run": best.run_id}
     )
@@ -295,14 +295,6 @@ def _replace(path: Path, data: bytes) -> None:
     partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     partial.write_bytes(data)
     os.replace(partial, path)
-
-
-def _label(point: dict[str, Any]) -> str:
-    return ", ".join(f"{_symbol(k)} = {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in point.items())
-
-
-def _symbol(name: str) -> str:
-    return {"alpha": "α", "beta": "β", "gamma": "γ", "top_k": "k"}.get(name, name)
 
 
 def _percent(value: float | None) -> str:

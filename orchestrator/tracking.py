@@ -6,8 +6,10 @@ remembered id: a resumed sweep writes into the same runs. Everything goes throug
 interface keeps per-process state that does not survive workers.
 """
 
+import contextlib
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -56,7 +58,10 @@ def ui_command(uri: str) -> str:
     """What a person types to look at the runs."""
     if uri.startswith("http"):
         return f"open {uri}"
-    return f"mlflow ui --backend-store-uri {uri} --workers 1"
+    python = Path(sys.executable)
+    with contextlib.suppress(ValueError):
+        python = python.relative_to(Path.cwd())
+    return f"{python} -m mlflow ui --backend-store-uri {uri} --workers 1"
 
 
 def client(uri: str) -> MlflowClient:
