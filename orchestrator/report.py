@@ -109,7 +109,7 @@ def _summary(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> str:
     teacher = plan.facts.get("teacher_metrics", {})
     gallery = f" The teacher on both sides reaches mAP {100 * teacher['teacher/map']:.2f}." if teacher else ""
     return (
-        f"{len(records)} trials ({text}). Best: {label(best.point, '.4g')}, {space.metric} {100 * best.value:.2f}.{gallery} "
+        f"{len(records)} trials ({text}). Best: {label(best.point)}, {space.metric} {100 * best.value:.2f}.{gallery} "
         f"All our numbers are percent, measured on {plan.benchmark} under “{plan.facts.get('protocol', '')}”."
     )
 
