@@ -87,16 +87,18 @@ def resolve(
     recipe = find.recipe(space.method, benchmark)
     method = find.method(space.method)
     settings = {**settings, **({"epochs": epochs} if epochs else {})}
+    varied = {*space.tune, *space.fix, *(name for cell in space.cells.values() for name in cell)}
+    varied |= {"seed"} if space.cells else set()
     for name, value in settings.items():
-        if name in space.tune:
-            raise ValueError(f"{name} is what this sweep varies; it cannot also be set to {value}")
+        if name in varied:
+            raise ValueError(f"{name} is what this sweep varies or fixes; it cannot also be set to {value}")
         check_field(recipe, name, value)
     recipe = changed(recipe, {**space.fix, **settings})
     for name, bounds in space.tune.items():
         for edge in bounds.options if isinstance(bounds, Choice) else (bounds.low, bounds.high):
             check_field(recipe, name, edge)
     for point in space.table() or [{}]:
-        method.check(changed(recipe, {**space.settings(point), **settings}))
+        method.check(changed(recipe, space.settings(point) if point else {}))
     if data_root and not Path(data_root).is_dir():
         raise ValueError(f"--data-root {data_root} is not a directory")
     return recipe, Place(storage=storage(), data_root=str(Path(data_root).absolute()) if data_root else "")
@@ -150,11 +152,11 @@ def latest_plan(name: str, benchmark: str | None = None) -> Plan:
     return max(found, key=lambda f: f[:2])[2]
 
 
-def single(method: str, settings: Mapping[str, Any] | None = None, question: str = "") -> SearchSpace:
+def single(method: str, seed: int = 0, question: str = "") -> SearchSpace:
     """A space of one trial, so that single runs and sweeps are one path."""
     return SearchSpace(
-        method=method, question=question or f"One run of {method}.", cells={"run": dict(settings or {})},
-        seeds=(int(dict(settings or {}).get("seed", 0)),), early_stopping=False,
+        method=method, question=question or f"One run of {method}.", cells={"run": {}}, seeds=(seed,),
+        early_stopping=False,
     )  # fmt: skip
 
 
@@ -171,7 +173,7 @@ def train_teacher(method: str, recipe: Any, benchmark: str, place: Place, worker
         dataset = teacher_recipe.dataset
         console.print(f"[bold]teacher[/bold] {teacher_recipe.student} at {teacher_recipe.student_size}, "
                       f"{teacher_recipe.epochs} epochs: training it now, kept for all later sweeps")  # fmt: skip
-        space = single(teacher_method, {"seed": teacher_recipe.seed}, f"The teacher of {method} on {benchmark}.")
+        space = single(teacher_method, teacher_recipe.seed, f"The teacher of {method} on {benchmark}.")
         plan = make_plan(
             "teacher",
             space,

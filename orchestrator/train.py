@@ -4,6 +4,7 @@ import typer
 
 from orchestrator import command, find, on_ray, tracking
 from orchestrator.command import console
+from orchestrator.method import check_field
 
 
 @command.app
@@ -26,7 +27,8 @@ def main(
             _finish(on_ray.run_sweep(plan, console)[0], plan)
         return
     given = command.parse_settings(settings)
-    space = command.single(method, {"seed": int(given["seed"])} if given.get("seed", "").isdigit() else None)
+    seed = check_field(find.recipe(method, on), "seed", given.pop("seed", 0))
+    space = command.single(method, seed)
     recipe, place = command.resolve(space, on, given, epochs, data_root)
     with on_ray.cluster():
         title = f"{method} on {on}"

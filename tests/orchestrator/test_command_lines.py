@@ -149,6 +149,11 @@ def test_a_damaged_cache_is_named_and_built_again(storage, tiny_recipe, tiny_pla
         (["d3still_beta_gamma", "--set", "alpha"], "--set needs FIELD=VALUE, got 'alpha'"),
         (["d3still_beta_gamma", "--set", "alpha=-3"], "alpha must be at least 0, got -3"),
         (["d3still_beta_gamma", "--set", "beta=0.1"], "beta is what this sweep varies"),
+        (["d3still_ablation", "--set", "seed=7"], "seed is what this sweep varies"),
+        (
+            ["d3still_ablation", "--set", "evaluate_symmetric=no"],
+            "evaluate_symmetric is what this sweep varies or fixes",
+        ),
         (["d3still_beta_gamma", "--set", "top_k=1000"], r"top_k \(1000\) must be at most batch_size \(120\)"),
         (["d3still_top_k", "--set", "batch_size=30"], r"top_k \(40\) must be at most batch_size \(30\)"),
         (["d3still_beta_gamma", "--set", "constant_epochs=1"], "constant_epochs .* must not end before warmup"),
