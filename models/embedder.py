@@ -35,7 +35,7 @@ class Embedder(nn.Module):
     """A timm backbone with the neck of D3still.
 
     ``forward`` maps normalised images (B, 3, H, W) to raw embeddings (B, D). :meth:`parts` also returns the
-    pooled feature that the triplet loss compares and the class logits.
+    pooled feature that the triplet loss compares.
     """
 
     def __init__(self, config: EmbedderConfig, pretrained: bool = False):
@@ -56,13 +56,17 @@ class Embedder(nn.Module):
             nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.neck(self.pool(images_BCHW))
+        return self._embed(self.pool(images_BCHW))
 
-    def parts(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(pooled feature before the neck (B, C), embedding (B, D), class logits or None)."""
+    def parts(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(pooled feature before the neck (B, C), embedding (B, D)); ``classifier`` maps the latter to logits."""
         pooled_BC = self.pool(images_BCHW)
-        embedding_BD = self.neck(pooled_BC)
-        return pooled_BC, embedding_BD, None if self.classifier is None else self.classifier(embedding_BD)
+        return pooled_BC, self._embed(pooled_BC)
+
+    def _embed(self, pooled_BC: Tensor) -> Tensor:
+        # In float32 also under autocast: an embedding rounded to bfloat16 has other neighbours.
+        with torch.autocast(pooled_BC.device.type, enabled=False):
+            return self.neck(pooled_BC if pooled_BC.dtype == torch.float64 else pooled_BC.float())
 
     def pool(self, images_BCHW: Tensor) -> Tensor:
         features = self.backbone.forward_features(images_BCHW)

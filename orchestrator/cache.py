@@ -109,14 +109,13 @@ def ensure(
     root = Path(root)
     made_from = json.loads(json.dumps({**made_from, "format": FORMAT}))
     folder = root / f"{kind}-{digest(made_from)[:32]}"
+    _remove_stale(root)
     with locked(root, folder.name):
         if folder.exists():
             try:
                 return open_rows(folder, made_from, verify)
             except DamagedCache as damage:
                 warnings.warn(f"{damage}; building it again", stacklevel=2)
-        for stale in root.glob(f"{folder.name}.tmp-*"):  # of builders that were killed: we hold their lock
-            shutil.rmtree(stale)
         partial = root / f"{folder.name}.tmp-{os.getpid()}"
         partial.mkdir(parents=True)
         try:
@@ -152,6 +151,17 @@ def open_rows(folder: str | Path, made_from: Mapping[str, Any] | None = None, ve
     if verify and file_hash(data) != manifest["sha256"]:
         raise DamagedCache(f"cache {folder.name} is damaged: the content of data.arrow has changed")
     return Rows(folder, manifest)
+
+
+def _remove_stale(root: Path) -> None:
+    """Half-built folders whose builder is dead: nobody holds their lock."""
+    for partial in root.glob("*.tmp-*"):
+        with open(root / ".locks" / f"{partial.name.split('.tmp-')[0]}.lock", "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -192,7 +202,7 @@ def indexed(images: ImageSet, root: str | Path, skip_unreadable: bool = False, p
         labels = np.stack([images.identity, camera], axis=1).astype(np.int64)
         yield {"label": labels, "sha256": hashes, "readable": readable}
 
-    table = ensure(root, "index", listing, rows)
+    table = ensure(root, "index", listing, rows, verify=True)
     everything = np.arange(len(images))
     readable = table(everything, "readable")[:, 0].astype(bool)
     hashes = table(everything, "sha256")
@@ -216,7 +226,12 @@ def indexed(images: ImageSet, root: str | Path, skip_unreadable: bool = False, p
 
 
 def pixels(
-    images: ImageSet, size: tuple[int, int], root: str | Path, progress: Progress = silent, workers: int = 0
+    images: ImageSet,
+    size: tuple[int, int],
+    root: str | Path,
+    progress: Progress = silent,
+    workers: int = 0,
+    verify: bool = False,
 ) -> Rows:
     """uint8 frames (3, H, W) of all images, decoded and resized once for all trials."""
     made_from = {"images": images.fingerprint, "size": list(size), "resize": "bilinear antialias"}
@@ -228,7 +243,7 @@ def pixels(
             progress(f"decoding {images.name} at {size[0]}×{size[1]}", done, len(images))
             yield {"value": frames.numpy()}
 
-    return ensure(root, "pixels", made_from, blocks)
+    return ensure(root, "pixels", made_from, blocks, verify)
 
 
 def embeddings(
@@ -283,7 +298,7 @@ def weights_hash(module: torch.nn.Module) -> str:
 def _hash_and_decode(images: ImageSet, key: str) -> tuple[bytes, bool]:
     try:
         data = images.reader.read(key)
-    except (OSError, KeyError):
+    except Exception:  # zip and system errors alike
         return bytes(32), False
     try:
         decode(data)

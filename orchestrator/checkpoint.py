@@ -59,6 +59,12 @@ def save_model(folder: str | Path, model: Embedder, facts: Mapping[str, Any], na
             "mean": [0.485, 0.456, 0.406],
             "std": [0.229, 0.224, 0.225],
         },
+        "architecture": [
+            "timm backbone without head; its features averaged over positions",
+            "ResNets: last stage stride 1 (not dilated), stem pool 2x2 stride 2 without padding, channels x width",
+            "MobileNetV3-small: stage 4 stride 1, no conv_head",
+            "neck: BatchNorm1d, ReLU, Linear without bias, BatchNorm1d (tensors neck.0 to neck.3)",
+        ],
         "output": "raw embedding; L2-normalise before comparing",
         "facts": dict(facts),
     }

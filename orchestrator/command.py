@@ -1,7 +1,9 @@
 """What the command lines share: names and values to a checked plan, preparation, one-line errors, tables."""
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import re
@@ -23,7 +25,7 @@ import models
 import orchestrator
 import search_spaces
 from orchestrator import find, on_ray, tracking
-from orchestrator.method import Place, changed, check_field, recipe_dict
+from orchestrator.method import Place, changed, check_field, recipe_dict, recipe_from
 from orchestrator.on_ray import Plan, TrialRecord
 from search_spaces._space import Choice, SearchSpace
 
@@ -76,7 +78,12 @@ def parse_settings(pairs: list[str]) -> dict[str, str]:
 
 
 def resolve(
-    space: SearchSpace, benchmark: str, settings: Mapping[str, Any], epochs: int | None, data_root: str
+    space: SearchSpace,
+    benchmark: str,
+    settings: Mapping[str, Any],
+    epochs: int | None,
+    data_root: str,
+    workers: int = 1,
 ) -> tuple[Any, Place]:
     """The base recipe of a sweep and its place, everything checked that can be checked without data.
 
@@ -97,8 +104,8 @@ def resolve(
     for name, bounds in space.tune.items():
         for edge in bounds.options if isinstance(bounds, Choice) else (bounds.low, bounds.high):
             check_field(recipe, name, edge)
-    for point in space.table() or [{}]:
-        method.check(changed(recipe, space.settings(point) if point else {}))
+    for point in [*space.table(), *_corners(space)] or [{}]:
+        method.check(changed(recipe, space.settings(point) if point else {}), workers)
     if data_root and not Path(data_root).is_dir():
         raise ValueError(f"--data-root {data_root} is not a directory")
     return recipe, Place(storage=storage(), data_root=str(Path(data_root).absolute()) if data_root else "")
@@ -106,19 +113,19 @@ def resolve(
 
 def make_plan(
     name: str, space: SearchSpace, title: str, benchmark: str, recipe: Any, place: Place, trials: int,
-    concurrent: int | None, workers: int, gpus: float | None, inline: bool = False,
+    concurrent: int | None, workers: int, gpus: float | None,
 ) -> Plan:  # fmt: skip
     """A new sweep with its own folder. Needs a running cluster; prepares data, teacher and caches first."""
     gpus = on_ray.default_gpus() if gpus is None else gpus
     concurrent = on_ray.check_resources(workers, gpus, concurrent)
-    facts = _prepare_all(space, benchmark, recipe, place, workers, gpus)
+    prepared = _prepare_all(space, benchmark, recipe, place, workers, gpus)
     folder = _new_folder(place, f"{name}-{benchmark}")
     plan = Plan(
         folder=str(folder), space=name, title=title, benchmark=benchmark, method=space.method,
         recipe=recipe_dict(recipe), place=dataclasses.asdict(place),
         tracking_uri=tracking.tracking_uri(place.storage), trials=trials, workers=workers, gpus_per_worker=gpus,
-        concurrent=min(concurrent, trials), facts={**facts, **code_facts()},
-        data=dataclasses.asdict(space) if inline else {},
+        concurrent=min(concurrent, trials), facts={**code_facts(), "prepared": prepared},
+        space_data=on_ray.space_data(space),
     )  # fmt: skip
     save_plan(plan)
     return plan
@@ -152,6 +159,53 @@ def latest_plan(name: str, benchmark: str | None = None) -> Plan:
     return max(found, key=lambda f: f[:2])[2]
 
 
+def check_unchanged(
+    plan: Plan, settings: Mapping[str, Any], epochs: int | None, data_root: str, workers: int, gpus: float | None
+) -> None:
+    """A sweep is resumed with the numbers it was started with.
+
+    Raises:
+        ValueError: names every difference.
+    """
+    recipe = find.recipe(plan.method, plan.benchmark)
+    asked = {k: check_field(recipe, k, v) for k, v in {**settings, **({"epochs": epochs} if epochs else {})}.items()}
+    stored = {k: check_field(recipe, k, v) for k, v in plan.recipe.items()}
+    differing = [f"{k}={stored[k]} (asked {v})" for k, v in asked.items() if stored[k] != v]
+    if workers not in (1, plan.workers):
+        differing.append(f"{plan.workers} workers (asked {workers})")
+    if gpus is not None and gpus != plan.gpus_per_worker:
+        differing.append(f"{plan.gpus_per_worker} GPUs a worker (asked {gpus})")
+    if data_root and str(Path(data_root).absolute()) != plan.place["data_root"]:
+        differing.append(f"--data-root {plan.place['data_root']} (asked {data_root})")
+    if differing:
+        raise ValueError(f"the sweep {plan.sweep} was started with {', '.join(differing)}; resume it without changes")
+
+
+def continued(plan: Plan, concurrent: int | None = None) -> Plan:
+    """A stored plan made ready to go on: caches present, teacher and data unchanged, code version noted.
+
+    Raises:
+        ValueError: data or teacher are not those the sweep was started with.
+    """
+    space, place = on_ray.search_space(plan), Place(**plan.place)
+    recipe = recipe_from(find.recipe(plan.method, plan.benchmark), plan.recipe)
+    concurrent = on_ray.check_resources(plan.workers, plan.gpus_per_worker, concurrent or plan.concurrent)
+    prepared = _prepare_all(space, plan.benchmark, recipe, place, plan.workers, plan.gpus_per_worker)
+    for key, facts in prepared.items():
+        check_fingerprints(plan.facts["prepared"].get(key, {}), facts)
+    plan = dataclasses.replace(plan, concurrent=concurrent, facts={**code_facts(), "prepared": prepared})
+    save_plan(plan)
+    return plan
+
+
+def check_fingerprints(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ValueError when data or teacher are not those of the record."""
+    for name, fingerprint in before.items():
+        if name.endswith("_fingerprint") and now.get(name) != fingerprint:
+            what = name.removesuffix("_fingerprint")
+            raise ValueError(f"the {what} is not the one of the record: {fingerprint[:12]} then, {now[name][:12]} now")
+
+
 def single(method: str, seed: int = 0, question: str = "") -> SearchSpace:
     """A space of one trial, so that single runs and sweeps are one path."""
     return SearchSpace(
@@ -164,29 +218,26 @@ def train_teacher(method: str, recipe: Any, benchmark: str, place: Place, worker
     """Trains the teacher of a recipe as its own MLflow run, unless it is there; returns its folder."""
     found = find.method(method)
     with PreparationBar() as bar:
-        folder = Path(found.teacher_folder(recipe, place, bar))
+        name = found.teacher_folder(recipe, place, bar)
+    if not name:
+        return ""
+    folder = Path(name)
     with on_ray.cache.locked(place.folder("teachers"), folder.name):
         wanted = found.teacher(recipe, place)
         if wanted is None:
             return str(folder)
         teacher_method, teacher_recipe = wanted
-        dataset = teacher_recipe.dataset
-        console.print(f"[bold]teacher[/bold] {teacher_recipe.student} at {teacher_recipe.student_size}, "
-                      f"{teacher_recipe.epochs} epochs: training it now, kept for all later sweeps")  # fmt: skip
-        space = single(teacher_method, teacher_recipe.seed, f"The teacher of {method} on {benchmark}.")
-        plan = make_plan(
-            "teacher",
-            space,
-            f"teacher on {benchmark}",
-            dataset,
-            teacher_recipe,
-            place,
-            1,
-            1,
-            workers,
-            gpus,
-            inline=True,
-        )
+        plan = _unfinished_teacher(folder.name)
+        if plan is None:
+            console.print(f"[bold]teacher[/bold] {teacher_recipe.student} at {teacher_recipe.student_size}, "
+                          f"{teacher_recipe.epochs} epochs: training it now, kept for all later sweeps")  # fmt: skip
+            question = f"The teacher of {method} on {benchmark}."
+            plan = make_plan(
+                f"teacher-{folder.name[:8]}", single(teacher_method, teacher_recipe.seed, question),
+                f"teacher on {benchmark}", teacher_recipe.dataset, teacher_recipe, place, 1, 1, workers, gpus,
+            )  # fmt: skip
+        else:
+            console.print("[bold]teacher[/bold]: its training was interrupted and goes on")
         record = on_ray.run_sweep(plan, console)[0]
         if record.status != "completed":
             raise ValueError(f"the teacher could not be trained: {record.message or record.status}")
@@ -194,6 +245,32 @@ def train_teacher(method: str, recipe: Any, benchmark: str, place: Place, worker
         _install_teacher(student, folder, {"run_id": record.run_id, "metrics": record.metrics})
         console.print(f"  teacher ready: val/map {record.value:.4f}, MLflow run {record.run_id}")
     return str(folder)
+
+
+def _unfinished_teacher(key: str) -> Plan | None:
+    """The plan of a teacher's training that somebody killed."""
+    with contextlib.suppress(ValueError):
+        plan = latest_plan(f"teacher-{key[:8]}")
+        states = [r.status for r in on_ray.records(plan)]
+        return plan if "failed" not in states else None
+    return None
+
+
+def summarise(plan: Plan, records: list[TrialRecord]) -> str:
+    """The sweep's summary run in MLflow: best trial, teacher, and the table as an artifact; returns its id."""
+    uri = plan.tracking_uri
+    experiment = tracking.experiment(uri, plan.title, plan.place["storage"], on_ray.search_space(plan).question)
+    tags = {"orch.sweep": plan.tag, "orch.kind": "summary", "orch.space": plan.space, "orch.benchmark": plan.benchmark}
+    params = {"space": plan.space, "benchmark": plan.benchmark}
+    run_id = tracking.run(uri, experiment, f"{plan.tag}/summary", f"summary of {plan.sweep}", tags, params)
+    best = ranked(records)[0]
+    teacher = next(iter(plan.facts["prepared"].values()), {}).get("teacher_metrics", {})
+    scores = {f"summary/{k.split('/')[1]}": v for k, v in best.metrics.items() if k.startswith("val/")}
+    ended = {"orch.best_trial": str(best.number), "orch.best_run": best.run_id, "orch.trials": str(len(records))}
+    tracking.log_values(uri, run_id, {**scores, **teacher}, ended)
+    tracking.log_json(uri, run_id, [dataclasses.asdict(r) for r in ranked(records)], "trials.json")
+    tracking.finish(uri, run_id, "completed")
+    return run_id
 
 
 def code_facts() -> dict[str, str]:
@@ -256,10 +333,16 @@ class PreparationBar:
         self.bar.stop()
 
 
+def _corners(space: SearchSpace) -> list[dict[str, Any]]:
+    """Every combination of the outermost values of the tuned fields."""
+    edges = {n: b.options if isinstance(b, Choice) else (b.low, b.high) for n, b in space.tune.items()}
+    return [dict(zip(edges, values, strict=True)) for values in itertools.product(*edges.values())] if edges else []
+
+
 def _prepare_all(
     space: SearchSpace, benchmark: str, recipe: Any, place: Place, workers: int, gpus: float
 ) -> dict[str, Any]:
-    """Teacher and caches of every distinct preparation the space needs; facts of the base recipe."""
+    """Teacher and caches of every distinct preparation the space needs: preparation -> facts for the record."""
     method = find.method(space.method)
     tuned = sorted(set(space.tune) & method.prepared_by)
     if tuned:
@@ -273,24 +356,22 @@ def _prepare_all(
             json.dumps({k: v for k, v in recipe_dict(r).items() if k in method.prepared_by}): r for r in variants
         }
         variants = list(distinct.values()) or [recipe]
-    facts: dict[str, Any] = {}
+    prepared: dict[str, Any] = {}
     for variant in variants:
-        if method.has_teacher:
-            folder = train_teacher(space.method, variant, benchmark, place, workers, gpus)
-            teacher_file = Path(folder) / "teacher.json"
-            if teacher_file.exists():
-                facts["teacher_run"] = json.loads(teacher_file.read_text())["facts"].get("run_id", "")
+        facts: dict[str, Any] = {}
+        if method.has_teacher and (folder := train_teacher(space.method, variant, benchmark, place, workers, gpus)):
+            facts["teacher_run"] = json.loads((Path(folder) / "teacher.json").read_text())["facts"].get("run_id", "")
         started = time.monotonic()
         with PreparationBar() as bar:
-            found = on_ray.prepare(space.method, recipe_dict(variant), benchmark, place, gpus, bar)
-        facts = {**found, **facts}
-        console.print(f"  {found['protocol']}")
-        teacher = found.get("teacher_metrics", {})
+            facts |= on_ray.prepare(space.method, recipe_dict(variant), benchmark, place, gpus, bar)
+        prepared[on_ray.prepared_key(space.method, variant)] = facts
+        console.print(f"  {facts['protocol']}", markup=False)
+        teacher = facts.get("teacher_metrics", {})
         if teacher:
             scores = f"mAP {teacher['teacher/map']:.4f}, rank-1 {teacher['teacher/rank1']:.4f}"
             seconds = time.monotonic() - started
             console.print(f"  teacher on both sides: {scores}; data and caches ready in {seconds:.0f} s")
-    return facts
+    return prepared
 
 
 def _install_teacher(student: Path, folder: Path, facts: dict[str, Any]) -> None:

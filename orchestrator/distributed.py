@@ -39,13 +39,6 @@ def share_buffers(module: torch.nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def mean(value: float) -> float:
-    """Mean of a number over all ranks."""
-    if world_size() == 1:
-        return value
-    return float(_all_rows(torch.tensor([value], dtype=torch.float64, device=_device())).mean())
-
-
 def largest(value: float) -> float:
     """Maximum of a number over all ranks."""
     if world_size() == 1:

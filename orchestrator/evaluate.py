@@ -19,8 +19,10 @@ def main(
     if method.evaluate is None:
         raise ValueError(f"{record.method} cannot be evaluated from a record")
     place = Place(record.place.storage, data_root or record.place.data_root)
+    recipe = recipe_from(find.recipe(record.method, record.benchmark), record.recipe)
+    command.check_fingerprints(record.facts, method.prepare(recipe, place))
     student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
-    metrics = method.evaluate(student, recipe_from(find.recipe(record.method, record.benchmark), record.recipe), place)
+    metrics = method.evaluate(student, recipe, place)
     console.print(f"{record.method} on {record.benchmark}: {record.facts.get('protocol', '')}")
     for name, value in metrics.items():
         logged = facts["metrics"].get(name)

@@ -3,6 +3,8 @@
 import enum
 import logging
 import os
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -28,18 +30,24 @@ def main(
     form: Format = typer.Option(Format.safetensors, "--format"),
     to: str = typer.Option(".", "--to", help="Folder for the files.", metavar="DIR"),
 ) -> None:
-    """Writes the student and a JSON file that says how to build and feed it; neither needs this project."""
+    """Writes the student and a JSON file that says how to feed it and how it is built.
+
+    An ONNX file runs without this project; safetensors are loaded by models.embedder or rebuilt from the JSON.
+    """
     uri = tracking.tracking_uri(command.storage())
     record = tracking.read_record(uri, run_id)
     student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
     folder = Path(to)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{record.method}-{record.benchmark}-{run_id[:8]}"
-    checkpoint.save_model(folder, student, {**facts, "run_id": run_id}, name)
     if form is Format.onnx:
         difference = export_onnx(student, folder / f"{name}.onnx")
-        (folder / f"{name}.safetensors").unlink()
         console.print(f"ONNX Runtime and torch differ by at most {difference:.1e} on random images")
+        with tempfile.TemporaryDirectory() as whole:
+            checkpoint.save_model(whole, student, {**facts, "run_id": run_id}, name)
+            shutil.copy(Path(whole) / f"{name}.json", folder)
+    else:
+        checkpoint.save_model(folder, student, {**facts, "run_id": run_id}, name)
     console.print(f"{folder / name}.{form.value} and {name}.json")
 
 

@@ -115,12 +115,14 @@ def load_state(experiment: Experiment, state: Mapping[str, Any], device: torch.d
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Tensors of nested dicts moved, everything else left alone."""
+    """Tensors of nested dicts and lists moved, everything else left alone."""
     if isinstance(batch, Tensor):
         if device.type == "cuda":
             return batch.pin_memory().to(device, non_blocking=True)
         return batch.to(device)
-    return {k: to_device(v, device) for k, v in batch.items()} if isinstance(batch, dict) else batch
+    if isinstance(batch, dict):
+        return {k: to_device(v, device) for k, v in batch.items()}
+    return [to_device(v, device) for v in batch] if isinstance(batch, list | tuple) else batch
 
 
 def _stepper(task: Task, experiment: Experiment, device: torch.device) -> Callable[[Batch], Losses]:

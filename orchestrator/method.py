@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -94,7 +95,7 @@ class Method:
 
     paper: str
     recipes: Mapping[str, Any]  # benchmark -> recipe, a frozen dataclass; "demo" always
-    check: Callable[[Any], None]  # raises ValueError for values that cannot work together
+    check: Callable[[Any, int], None]  # recipe, workers; raises ValueError for values that cannot work together
     # Everything expensive that all trials share, built once before any of them; returns facts for the record.
     prepare: Callable[[Any, Place], dict[str, Any]]
     experiment: Callable[[Any, Place, int, int, Any], Experiment]  # recipe, place, rank, world size, device
@@ -137,6 +138,7 @@ class Range:
         )
 
 
+FilePath = Annotated[str, "file"]  # made absolute where it is typed: workers run in folders of their own
 Positive = Annotated[float, Range(0, above=True)]
 Weight = Annotated[float, Range(0)]
 Probability = Annotated[float, Range(0, 1)]
@@ -159,6 +161,8 @@ def check_field(recipe: Any, name: str, value: Any) -> Any:
         raise ValueError(f"the recipe has no field {name!r}" + did_you_mean(name, types))
     annotation = types[name]
     bounds = next((a for a in get_args(annotation) if isinstance(a, Range)), None)
+    if annotation == FilePath and value:
+        value = str(Path(value).expanduser().absolute())
     plain = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     try:
         value = _parse(plain, value)

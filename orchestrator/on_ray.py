@@ -1,7 +1,8 @@
 """The only door to Ray and Optuna: trials as Ray Train jobs, sweeps as Ray Tune over an Optuna study.
 
 One source of truth for a resume: the Optuna study on disk. Every suggestion is written there before it runs,
-every value before anybody decides on it, every end as completed, pruned or failed. A resumed sweep is a new
+every value as it comes, every end as completed, pruned or failed; what a killed driver did not see any more is
+taken from the trial's MLflow run, which is written first. A resumed sweep is a new
 Tuner over the old study: finished trials stay, unfinished ones are suggested again under their old number, and
 with it comes their Ray Train folder (last checkpoint) and their MLflow run. Tune's own experiment state is not
 needed, so a kill at any moment loses at most the epochs since the last checkpoints. Departs from Ray's
@@ -18,9 +19,10 @@ import math
 import os
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +82,18 @@ class Plan:
     gpus_per_worker: float = 0.0
     concurrent: int = 1
     facts: dict[str, Any] = field(default_factory=dict)  # code version, fingerprints, teacher
-    data: dict[str, Any] = field(default_factory=dict)  # the search space as plain values, for spaces without a file
+    space_data: dict[str, Any] = field(default_factory=dict)  # the search space itself, as plain values
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)  # no other sweep has it, in any storage
 
     @property
     def sweep(self) -> str:
+        """The name people see."""
         return Path(self.folder).name
+
+    @property
+    def tag(self) -> str:
+        """The name by which its MLflow runs are found."""
+        return f"{self.sweep}-{self.key[:8]}"
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,8 @@ def check_resources(workers: int, gpus_per_worker: float, concurrent: int | None
     fitting = int(cpus // workers)
     if gpus_per_worker:
         fitting = min(fitting, int(gpus / (workers * gpus_per_worker) + 1e-6))
+    if concurrent is None:  # the processes that watch over one trial hold 1.5 GB
+        fitting = min(fitting, max(1, int(total.get("memory", math.inf) // (1.5 * 2**30))))
     return min(concurrent or fitting, fitting)
 
 
@@ -246,7 +257,7 @@ def _log_result(job: dict, method: Any, recipe: Any, place: Place, student: Any,
     costs = {
         "cost/macs": cost.macs(retrieval, size),
         "cost/parameters": cost.parameters(retrieval),
-        "cost/images_per_s": cost.images_per_second(retrieval, torch.zeros(32, 3, *size), seconds=0.5),
+        "cost/cpu_images_per_s": cost.images_per_second(retrieval, torch.zeros(32, 3, *size), seconds=0.5),
     }
     tracking.log_values(uri, run_id, costs)
     if method.panel is not None:
@@ -307,15 +318,31 @@ def open_study(plan: Plan) -> optuna.Study:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     storage = optuna.storages.RDBStorage(f"sqlite:///{plan.folder}/study.db")
     study = optuna.create_study(storage=storage, study_name=plan.sweep, direction="maximize", load_if_exists=True)
-    if not study.trials:
-        for point in search_space(plan).table():
-            study.enqueue_trial(point, user_attrs={"given": True})
+    table = search_space(plan).table()
+    if sum("given" in t.user_attrs for t in study.get_trials(deepcopy=False)) < len(table):
+        for point in table:  # a kill may have come between two of them
+            study.enqueue_trial(point, user_attrs={"given": True}, skip_if_exists=True)
     return study
 
 
+_DIMENSIONS = {"Float": Float, "Int": Int, "Choice": Choice}
+
+
+def space_data(space: SearchSpace) -> dict[str, Any]:
+    """A space as plain values: a resumed sweep does not depend on a file that somebody has edited since."""
+    tune = {name: [type(bounds).__name__, vars(bounds)] for name, bounds in space.tune.items()}
+    return {**{f.name: getattr(space, f.name) for f in fields(space)}, "tune": tune}
+
+
 def search_space(plan: Plan) -> SearchSpace:
-    """The plan's space: a file of search_spaces, or the stored cells of a single run."""
-    return SearchSpace(**plan.data) if plan.data else find.space(plan.space)
+    """The plan's space; the inverse of :func:`space_data`, also after JSON."""
+    data = dict(plan.space_data)
+    for name in ("start", "seeds", "picture"):
+        data[name] = tuple(data[name])
+    made = {}
+    for name, (kind, values) in data["tune"].items():
+        made[name] = _DIMENSIONS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return SearchSpace(**{**data, "tune": made})
 
 
 def distributions(space: SearchSpace) -> dict[str, optuna.distributions.BaseDistribution]:
@@ -361,56 +388,81 @@ class StudySearch(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        while True:
+            number = self._next_number()
+            if number is None:
+                return Searcher.FINISHED
+            frozen = self.study.trials[number]
+            try:
+                job = trial_job(self.plan, self.space, number, frozen.params)
+            except ValueError as error:  # a combination that the method refuses
+                self._tell(number, TrialState.FAIL, message=str(error))
+                continue
+            if self._would_have_been_stopped(trial_id, number, job["run_id"]):
+                continue
+            self.numbers[trial_id] = number
+            return {"job": job}
+
+    def _next_number(self) -> int | None:
         if self._unfinished is None:
             self._unfinished = [t.number for t in self.study.get_trials(states=(TrialState.RUNNING,))]
         if self._unfinished:
-            number = self._unfinished.pop(0)
-        else:
-            asked = [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
-            if len(asked) >= self.plan.trials:
-                return Searcher.FINISHED
-            self.study.sampler = optuna.samplers.TPESampler(seed=self.seed * 100_003 + len(asked), multivariate=True)
-            number = self.study.ask(distributions(self.space)).number
+            return self._unfinished.pop(0)
+        asked = [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+        if len(asked) >= self.plan.trials:
+            return None
+        self.study.sampler = optuna.samplers.TPESampler(seed=self.seed * 100_003 + len(asked), multivariate=True)
+        return self.study.ask(distributions(self.space)).number
+
+    def _would_have_been_stopped(self, trial_id: str, number: int, run_id: str) -> bool:
+        """Catches up with what an interrupted trial did after its driver was killed.
+
+        Its workers lived a little longer: epochs that are in its MLflow run are put into the study and on the
+        rungs; where a rung would have stopped it, it ends as pruned now.
+        """
+        for epoch, value in tracking.curve(self.plan.tracking_uri, run_id, self.space.metric):
+            self._report(number, epoch, value)
         frozen = self.study.trials[number]
-        self.numbers[trial_id] = number
-        if self.scheduler is not None:
-            self.scheduler.remember(trial_id, frozen)
-        return {"job": trial_job(self.plan, self.space, number, frozen.params)}
+        if self.scheduler is None or not frozen.intermediate_values:
+            return False
+        stopped_at = self.scheduler.remember(trial_id, frozen)
+        if stopped_at is None:
+            return False
+        metrics = tracking.metrics_at(self.plan.tracking_uri, run_id, stopped_at)
+        self._tell(number, TrialState.PRUNED, metrics={"epoch": stopped_at, **metrics})
+        return True
+
+    def _report(self, number: int, epoch: int, value: float) -> None:
+        frozen = self.study.trials[number]
+        if epoch not in frozen.intermediate_values:
+            optuna.trial.Trial(self.study, frozen._trial_id).report(value, epoch)
+
+    def _tell(self, number: int, state: TrialState, value: float | None = None, **notes: Any) -> None:
+        trial = optuna.trial.Trial(self.study, self.study.trials[number]._trial_id)
+        for key, note in notes.items():
+            trial.set_user_attr(key, note)
+        self.study.tell(number, value, state=state)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        value = result.get(self.space.metric)
-        if value is None or result.get("ended"):
-            return
-        number = self.numbers[trial_id]
-        frozen = self.study.trials[number]
-        if result["epoch"] not in frozen.intermediate_values:
-            optuna.trial.Trial(self.study, frozen._trial_id).report(value, result["epoch"])
+        if result.get(self.space.metric) is not None and not result.get("ended"):
+            self._report(self.numbers[trial_id], result["epoch"], result[self.space.metric])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self.numbers[trial_id]
         if self.study.trials[number].state.is_finished():
             return
         result = result or {}
+        value = result.get(self.space.metric)
         if error or "failed" in result:
-            message = str(result.get("failed", "the trial's process died"))
-            self.study.trials[number]
-            _note(self.study, number, "message", message)
-            self.study.tell(number, state=TrialState.FAIL)
-        elif result.get("ended"):
-            _note(self.study, number, "metrics", _numbers(result))
-            value = result.get(self.space.metric)
-            if value is None or not math.isfinite(value):
-                _note(self.study, number, "message", f"no finite {self.space.metric}")
-                self.study.tell(number, state=TrialState.FAIL)
-            else:
-                self.study.tell(number, value)
-        else:  # the scheduler stopped it; its last report came with the decision
-            value = result.get(self.space.metric)
-            frozen = self.study.trials[number]
-            if value is not None and result["epoch"] not in frozen.intermediate_values:
-                optuna.trial.Trial(self.study, frozen._trial_id).report(value, result["epoch"])
-            _note(self.study, number, "metrics", _numbers(result))
-            self.study.tell(number, state=TrialState.PRUNED)
+            self._tell(number, TrialState.FAIL, message=str(result.get("failed", "the trial's process died")))
+        elif not result.get("ended"):  # the scheduler stopped it; its last report came with the decision
+            if value is not None:
+                self._report(number, result["epoch"], value)
+            self._tell(number, TrialState.PRUNED, metrics=_numbers(result))
+        elif value is None or not math.isfinite(value):
+            self._tell(number, TrialState.FAIL, message=f"no finite {self.space.metric}")
+        else:
+            self._tell(number, TrialState.COMPLETE, value, metrics=_numbers(result))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study is the state."""
@@ -443,11 +495,18 @@ class EarlyStopping(AsyncHyperBandScheduler):
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
 
-    def remember(self, trial_id: str, frozen: optuna.trial.FrozenTrial) -> None:
-        """Puts a trial's stored values on the rungs."""
+    def remember(self, trial_id: str, frozen: optuna.trial.FrozenTrial) -> int | None:
+        """Puts a trial's stored values on the rungs; the epoch at which they would have stopped it, or None."""
         trial = _Named(trial_id)
         for epoch, value in sorted(frozen.intermediate_values.items()):
-            self._brackets[0].on_result(trial, epoch, value)
+            decision = self._brackets[0].on_result(trial, epoch, value)
+            if self._obeyed(decision, frozen, epoch) == self.STOP:
+                return epoch
+        return None
+
+    def _obeyed(self, decision: str, frozen: optuna.trial.FrozenTrial, epoch: int) -> str:
+        exempt = frozen.user_attrs.get("given") or not self.search.space.early_stopping or epoch >= self.epochs
+        return self.CONTINUE if exempt else decision
 
     def rungs(self) -> dict[int, int]:
         """Epoch of every rung -> how many values it holds."""
@@ -457,10 +516,8 @@ class EarlyStopping(AsyncHyperBandScheduler):
         if result.get("ended") or self.search.space.metric not in result:
             return self.CONTINUE
         decision = super().on_trial_result(tune_controller, trial, result)
-        given = self.search.study.trials[self.search.numbers[trial.trial_id]].user_attrs.get("given")
-        if given or not self.search.space.early_stopping or result["epoch"] >= self.epochs:
-            return self.CONTINUE
-        return decision
+        frozen = self.search.study.trials[self.search.numbers[trial.trial_id]]
+        return self._obeyed(decision, frozen, result["epoch"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "search": None}
@@ -475,23 +532,24 @@ def trial_job(plan: Plan, space: SearchSpace, number: int, point: Mapping[str, A
     """Names and plain numbers from which a trial can be replayed; its MLflow run exists from here on."""
     method = find.method(plan.method)
     recipe = changed(recipe_from(find.recipe(plan.method, plan.benchmark), plan.recipe), space.settings(point))
-    method.check(recipe)
+    method.check(recipe, plan.workers)
     values = recipe_dict(recipe)
     uri = plan.tracking_uri
+    prepared = plan.facts["prepared"].get(prepared_key(plan.method, recipe), {})
+    facts = {k: v for k, v in {**plan.facts, **prepared}.items() if not isinstance(v, dict)}
     tags = {
-        "orch.sweep": plan.sweep,
+        "orch.sweep": plan.tag,
         "orch.space": plan.space,
         "orch.kind": "trial",
         "orch.trial": str(number),
         "orch.method": plan.method,
         "orch.benchmark": plan.benchmark,
         "orch.data_root": plan.place["data_root"],
-        **{f"orch.{k}": str(v) for k, v in plan.facts.items() if not isinstance(v, dict)},
+        **{f"orch.{k}": str(v) for k, v in facts.items()},
         **{f"orch.point.{k}": str(v) for k, v in point.items()},
     }
     experiment_id = tracking.experiment(uri, plan.title, plan.place["storage"], space.question)
-    run_id = tracking.run(uri, experiment_id, f"{plan.sweep}/t{number:03d}", label(point), tags, values)
-    facts = {k: v for k, v in plan.facts.items() if k != "teacher_metrics"}
+    run_id = tracking.run(uri, experiment_id, f"{plan.tag}/t{number:03d}", label(point), tags, values)
     tracking.log_record(uri, tracking.Record(run_id, plan.method, plan.benchmark, values, Place(**plan.place), facts))
     return {
         "method": plan.method,
@@ -508,6 +566,12 @@ def trial_job(plan: Plan, space: SearchSpace, number: int, point: Mapping[str, A
         "threads": _threads(plan.concurrent * plan.workers),
         "claim": "",
     }
+
+
+def prepared_key(method: str, recipe: Any) -> str:
+    """Which preparation a recipe needs: recipes that differ only in other fields share it."""
+    names = find.method(method).prepared_by
+    return json.dumps({k: v for k, v in recipe_dict(recipe).items() if k in names}, sort_keys=True)
 
 
 def _threads(workers: int) -> int:
@@ -532,7 +596,8 @@ def run_sweep(plan: Plan, console: Console) -> list[TrialRecord]:
             epochs = int(plan.recipe["epochs"])
             scheduler = EarlyStopping(search, epochs)
             janitor = Janitor()
-            board = Board(console, plan.trials, epochs, space.metric, [_as_event(t) for t in study.trials])
+            known = [(r.number, r.status, r.value) for r in records(plan)]
+            board = Board(console, plan.trials, epochs, space.metric, known)
             attempt = 1 + len(list((Path(plan.folder) / "tune").glob("*")))
             with board:
                 ray.tune.Tuner(
@@ -548,6 +613,8 @@ def run_sweep(plan: Plan, console: Console) -> list[TrialRecord]:
                     ),
                 ).fit()  # fmt: skip
             janitor.finish()
+            if sum(t.state.is_finished() for t in open_study(plan).trials) < plan.trials:
+                raise KeyboardInterrupt  # Tune returns as if nothing had happened
         _close_abandoned(plan, open_study(plan))
         return records(plan)
 
@@ -562,9 +629,7 @@ def records(plan: Plan) -> list[TrialRecord]:
         TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed",
         TrialState.RUNNING: "running",
     }  # fmt: skip
-    runs = {
-        int(run.data.tags["orch.trial"]): run.info.run_id for run in tracking.runs_of(plan.tracking_uri, plan.sweep)
-    }
+    runs = {int(run.data.tags["orch.trial"]): run.info.run_id for run in tracking.runs_of(plan.tracking_uri, plan.tag)}
     rows = []
     for frozen in open_study(plan).trials:
         if frozen.state == TrialState.WAITING:
@@ -598,20 +663,24 @@ class Janitor(ray.tune.Callback):
     def __init__(self):
         self._first_seen: dict[str, float] = {}  # worker group -> when
         self._live: dict[str, float] = {}  # trial -> start
-        self._ended: dict[str, float] = {}  # trial -> end; watched for a while
+        self._ended: dict[str, float] = {}  # trial that will not come back -> end; watched for a while
+        self._dead: dict[str, float] = {}  # group of a trial's process that died -> when
         self._next_look = 0.0
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._live[trial.trial_id] = time.monotonic()
+        self._ended.pop(trial.trial_id, None)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._end(trial)
+        self._end(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._end(trial)
+        self._end(trial.trial_id)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._end(trial)
+        # The trial comes back under its id with another group; only what it held until now is dead.
+        self._dead[_claimed(trial.trial_id)] = time.monotonic()
+        self._live[trial.trial_id] = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if time.monotonic() >= self._next_look:
@@ -623,15 +692,22 @@ class Janitor(ray.tune.Callback):
         now = time.monotonic()
         groups = _worker_groups()
         self._first_seen = {group: self._first_seen.get(group, now) for group in groups}
-        claims = {trial: _claimed(trial) for trial in (*self._live, *self._ended)}
-        of_dead = {claims[t] for t, end in self._ended.items() if now - end > _DYING_SECONDS}
-        of_living = {claims[t] for t in self._live} | {claims[t] for t in self._ended} - of_dead
-        # A group that was there before every trial that has not claimed one yet is nobody's.
-        waiting = [start for trial, start in self._live.items() if not claims[trial]]
+        for trial, end in self._ended.items():
+            if now - end > _DYING_SECONDS:
+                self._dead.setdefault(_claimed(trial), end)
+        held = {trial: _claimed(trial) for trial in self._live}
+        living = {group for group in held.values() if group not in self._dead}
+        # A live trial without its group is starting or being retried: one of the unclaimed groups is its own,
+        # unless that was there before the trial.
+        expecting = [
+            start for trial, start in self._live.items() if held[trial] not in groups or held[trial] in self._dead
+        ]
+        retried = any(held[trial] and held[trial] not in groups for trial in self._live)
         for group, seen in self._first_seen.items():
             age = now - seen
-            too_old = age > _ORPHAN_SECONDS or (age > _DYING_SECONDS and seen < min(waiting, default=now))
-            if group in of_dead or (group not in of_living and too_old):
+            nobodys = age > _DYING_SECONDS and not retried and seen < min(expecting, default=now)
+            dead = group in self._dead and now - self._dead[group] > _DYING_SECONDS
+            if dead or (group not in living and (nobodys or age > _ORPHAN_SECONDS)):
                 ray.util.remove_placement_group(PlacementGroup(ray._raylet.PlacementGroupID(bytes.fromhex(group))))
         self._ended = {t: end for t, end in self._ended.items() if now - end < _ORPHAN_SECONDS}
         return len(groups)
@@ -642,9 +718,9 @@ class Janitor(ray.tune.Callback):
         while self.look() and time.monotonic() < end:
             time.sleep(0.5)
 
-    def _end(self, trial: Any) -> None:
-        self._live.pop(trial.trial_id, None)
-        self._ended[trial.trial_id] = time.monotonic()
+    def _end(self, trial_id: str) -> None:
+        self._live.pop(trial_id, None)
+        self._ended[trial_id] = time.monotonic()
 
 
 def _worker_groups() -> list[str]:
@@ -699,7 +775,7 @@ def _close_run(plan: Plan, frozen: optuna.trial.FrozenTrial, run_id: str) -> tup
 
 def _close_abandoned(plan: Plan, study: optuna.Study) -> None:
     """MLflow runs that a killed driver left open although their trial had ended."""
-    for run in tracking.runs_of(plan.tracking_uri, plan.sweep):
+    for run in tracking.runs_of(plan.tracking_uri, plan.tag):
         frozen = study.trials[int(run.data.tags["orch.trial"])]
         if run.info.status == "RUNNING" and frozen.state.is_finished():
             _close_run(plan, frozen, run.info.run_id)
@@ -716,14 +792,6 @@ def _only_driver(plan: Plan) -> Iterator[None]:
         except BlockingIOError as error:
             raise ValueError(f"the sweep {plan.sweep} is being run by another process") from error
         yield
-
-
-def _as_event(frozen: optuna.trial.FrozenTrial) -> tuple[int, bool, float | None]:
-    return frozen.number, frozen.state.is_finished(), frozen.value
-
-
-def _note(study: optuna.Study, number: int, key: str, value: Any) -> None:
-    optuna.trial.Trial(study, study.trials[number]._trial_id).set_user_attr(key, value)
 
 
 def _numbers(result: Mapping[str, Any]) -> dict[str, float]:

@@ -34,12 +34,16 @@ class Board:
     """Trials done, running and failed, epochs of the running ones, the best so far, and when it will end."""
 
     def __init__(
-        self, console: Console, trials: int, epochs: int, metric: str, known: list[tuple[int, bool, float | None]]
+        self, console: Console, trials: int, epochs: int, metric: str, known: list[tuple[int, str, float | None]]
     ):
         self.console, self.trials, self.epochs, self.metric = console, trials, epochs, metric
-        self.done = {number: value for number, finished, value in known if finished}
+        self.best: list[float] = []
+        self.done = 0
         self.running: dict[int, tuple[int, float | None]] = {}
         self.failed = self.pruned = 0
+        for _, status, value in known:
+            if status != "running":
+                self._count(status, value)
         self.started_at, self.epochs_here = time.monotonic(), 0
         self._last_line = time.monotonic()
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
@@ -68,31 +72,34 @@ class Board:
 
     def ended(self, number: int, status: str, value: float | None, message: str = "") -> None:
         epoch, last = self.running.pop(number, (0, None))
-        self.done[number] = value
-        self.failed += status == "failed"
-        self.pruned += status == "pruned"
+        self._count(status, value)
         shown = value if value is not None else last
         text = f"  trial {number} {status} after epoch {epoch}" + (
             f": {self.metric} {shown:.4f}" if shown is not None else ""
         )
         self.console.print(text + (f" ({message})" if message else ""), highlight=False, markup=False)
 
+    def _count(self, status: str, value: float | None) -> None:
+        self.done += 1
+        self.failed += status == "failed"
+        self.pruned += status == "pruned"
+        self.best += [value] if status == "completed" and value is not None else []
+
     def _status(self) -> str:
-        best = max((v for v in self.done.values() if v is not None), default=None)
-        parts = [f"  {len(self.done)}/{self.trials} trials done"]
+        parts = [f"  {self.done}/{self.trials} trials done"]
         if self.pruned:
             parts.append(f"{self.pruned} stopped early")
         if self.failed:
             parts.append(f"{self.failed} failed")
         running = ", ".join(f"t{n} epoch {e}/{self.epochs}" for n, (e, _) in sorted(self.running.items()))
         parts.append(f"running: {running or 'starting'}")
-        if best is not None:
-            parts.append(f"best {self.metric} {best:.4f}")
+        if self.best:
+            parts.append(f"best {self.metric} {max(self.best):.4f}")
         return " · ".join([*parts, self._eta()])
 
     def _eta(self) -> str:
         elapsed = time.monotonic() - self.started_at
-        left = (self.trials - len(self.done)) * self.epochs - sum(e for e, _ in self.running.values())
+        left = (self.trials - self.done) * self.epochs - sum(e for e, _ in self.running.values())
         if not self.epochs_here:
             return f"{elapsed:.0f} s"
         seconds = elapsed / self.epochs_here * max(0, left)

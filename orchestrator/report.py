@@ -10,6 +10,7 @@ import os
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import typer
@@ -99,18 +100,19 @@ def write(plan: Plan, to: str = "") -> tuple[Path, str]:
     _replace(folder / "report.html", html.encode())
     markdown = jinja2.Environment(loader=loader, autoescape=False).get_template("report.md").render(content)
     _replace(folder / "report.md", markdown.encode())
-    return folder / "report.html", _log(plan, space, done, folder, pictures)
+    return folder / "report.html", _log(plan, records, folder, pictures)
 
 
 def _summary(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> str:
     best = command.ranked(records)[0]
     counts = {s: sum(r.status == s for r in records) for s in ("completed", "pruned", "failed", "running")}
     text = ", ".join(f"{n} {'stopped early' if s == 'pruned' else s}" for s, n in counts.items() if n)
-    teacher = plan.facts.get("teacher_metrics", {})
+    facts = _facts(plan)
+    teacher = facts.get("teacher_metrics", {})
     gallery = f" The teacher on both sides reaches mAP {100 * teacher['teacher/map']:.2f}." if teacher else ""
     return (
         f"{len(records)} trials ({text}). Best: {label(best.point)}, {space.metric} {100 * best.value:.2f}.{gallery} "
-        f"All our numbers are percent, measured on {plan.benchmark} under “{plan.facts.get('protocol', '')}”."
+        f"All our numbers are percent, measured on {plan.benchmark} under “{facts.get('protocol', '')}”."
     )
 
 
@@ -229,13 +231,13 @@ def _cost(plan: Plan, done: list[TrialRecord]) -> Section:
     rows = [
         [plan.recipe["student"], "×".join(map(str, plan.recipe["student_size"])),
          f"{metrics.get('cost/macs', 0) / 1e9:.4f}", f"{metrics.get('cost/parameters', 0) / 1e6:.3f}",
-         f"{metrics.get('cost/images_per_s', 0):.0f}"],
+         f"{metrics.get('cost/cpu_images_per_s', 0):.0f}"],
     ]  # fmt: skip
     text = "MACs are what papers of this field print as FLOPs. Images/s: batch 32, beside whatever else ran then."
     return Section(
         "Cost of the student",
         text,
-        [TableOf(["network", "pixels", "GMACs", "M parameters", "images/s"], rows, {2, 3, 4})],
+        [TableOf(["network", "pixels", "GMACs", "M parameters", "images/s, CPU"], rows, {2, 3, 4})],
     )
 
 
@@ -256,32 +258,20 @@ def _provenance(plan: Plan, records: list[TrialRecord]) -> Section:
         f"\npython -m orchestrator.evaluate {best.run_id}\npython -m orchestrator.export {best.run_id} --format onnx"
     )
     commands += f"\n{tracking.ui_command(plan.tracking_uri)}"
-    facts = {k.replace("_", " "): str(v) for k, v in plan.facts.items() if not isinstance(v, dict) and k != "code"}
+    facts = {
+        k.replace("_", " "): str(v)
+        for k, v in {**plan.facts, **_facts(plan)}.items()
+        if not isinstance(v, dict) and k != "code"
+    }
     return Section("How to reproduce", code=commands, facts=facts)
 
 
-def _log(plan: Plan, space: SearchSpace, done: list[TrialRecord], folder: Path, pictures: list[Picture]) -> str:
-    uri = plan.tracking_uri
-    experiment = tracking.experiment(uri, plan.title, plan.place["storage"], space.question)
-    tags = {
-        "orch.sweep": plan.sweep,
-        "orch.kind": "summary",
-        "orch.space": plan.space,
-        "orch.benchmark": plan.benchmark,
-    }
-    params = {"space": plan.space, "benchmark": plan.benchmark, "trials": plan.trials}
-    run_id = tracking.run(uri, experiment, f"{plan.sweep}/summary", f"summary of {plan.sweep}", tags, params)
-    best = command.ranked(done)[0]
-    teacher = plan.facts.get("teacher_metrics", {})
-    scores = {f"summary/{k.split('/')[1]}": v for k, v in best.metrics.items() if k.startswith("val/")}
-    tracking.log_values(
-        uri, run_id, {**scores, **teacher}, {"orch.best_trial": best.number, "orch.best_run": best.run_id}
-    )
+def _log(plan: Plan, records: list[TrialRecord], folder: Path, pictures: list[Picture]) -> str:
+    uri, run_id = plan.tracking_uri, command.summarise(plan, records)
     for name in ("report.html", "report.md"):
         tracking.log_file(uri, run_id, folder / name)
     for picture in pictures:
         tracking.log_file(uri, run_id, folder / "figures" / picture.name, "figures")
-    tracking.finish(uri, run_id, "completed")
     return run_id
 
 
@@ -295,6 +285,11 @@ def _replace(path: Path, data: bytes) -> None:
     partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     partial.write_bytes(data)
     os.replace(partial, path)
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    """Data and teacher of the sweep's first preparation."""
+    return next(iter(plan.facts["prepared"].values()), {})
 
 
 def _percent(value: float | None) -> str:

@@ -1,5 +1,7 @@
 """Run a sweep: ``python -m orchestrator.sweep d3still_beta_gamma [--on demo] [--data-root DIR] …``."""
 
+import dataclasses
+
 import typer
 
 from orchestrator import command, find, on_ray, tracking
@@ -30,12 +32,14 @@ def main(
     space = find.space(name)
     given = command.parse_settings(settings)
     if resume:
-        plan = _resumed(command.latest_plan(name, on), space, given, epochs, trials, concurrent)
+        plan = command.latest_plan(name, on)
+        command.check_unchanged(plan, given, epochs, data_root, workers, gpus_per_worker)
+        if trials and space.tune and trials > plan.trials:
+            plan = dataclasses.replace(plan, trials=trials)
         with on_ray.cluster():
-            on_ray.check_resources(plan.workers, plan.gpus_per_worker, plan.concurrent)
-            _run(plan, space)
+            _run(command.continued(plan, concurrent))
         return
-    recipe, place = command.resolve(space, on, given, epochs, data_root)
+    recipe, place = command.resolve(space, on, given, epochs, data_root, workers)
     total = len(space.table()) if space.cells else (trials or space.trials)
     if space.cells and trials:
         raise ValueError(f"{name} is a table of {total} rows × seeds and always runs in full; leave --trials away")
@@ -47,20 +51,22 @@ def main(
     with on_ray.cluster():
         title = f"{name} on {on}"
         plan = command.make_plan(name, space, title, on, recipe, place, total, concurrent, workers, gpus_per_worker)
-        _run(plan, space)
+        _run(plan)
 
 
-def _run(plan: on_ray.Plan, space) -> None:
+def _run(plan: on_ray.Plan) -> None:
+    metric = on_ray.search_space(plan).metric
     console.print(
         f"  sweep {plan.sweep}: {plan.trials} trials, {plan.concurrent} at once, {plan.workers} worker(s) each"
     )
     records = on_ray.run_sweep(plan, console)
-    console.print(command.trial_table(records, space.metric))
+    console.print(command.trial_table(records, metric))
     done = sum(r.status == "completed" for r in records)
     console.print(f"{done} completed, {sum(r.status == 'pruned' for r in records)} stopped early, "
                   f"{sum(r.status == 'failed' for r in records)} failed")  # fmt: skip
     console.print(f"compare: {tracking.ui_command(plan.tracking_uri)}   (experiment “{plan.title}”)")
     console.print(f"report:  python -m orchestrator.report {plan.space} --on {plan.benchmark}")
+    command.summarise(plan, records)
     if not done:
         raise ValueError("no trial completed; the reasons are in the table above and in the MLflow runs")
 
@@ -72,26 +78,6 @@ def _print_plan(space, total: int, recipe) -> None:
         console.print(f"  first: {point}", markup=False)
     values = ", ".join(f"{k}={v}" for k, v in recipe_dict(recipe).items())
     console.print(f"  {total} trials; recipe: {values}", markup=False)
-
-
-def _resumed(plan: on_ray.Plan, space, given: dict, epochs: int | None, trials: int | None, concurrent: int | None):
-    """The stored plan; more trials may be asked for, other numbers may not."""
-    import dataclasses
-
-    from orchestrator.method import check_field
-
-    recipe = find.recipe(plan.method, plan.benchmark)
-    asked = {k: check_field(recipe, k, v) for k, v in {**given, **({"epochs": epochs} if epochs else {})}.items()}
-    stored = {k: check_field(recipe, k, v) for k, v in plan.recipe.items()}
-    differing = [f"{k}={stored[k]} (asked {v})" for k, v in asked.items() if stored[k] != v]
-    if differing:
-        raise ValueError(f"the sweep {plan.sweep} was started with {', '.join(differing)}; resume it without changes")
-    if trials and space.tune and trials > plan.trials:
-        plan = dataclasses.replace(plan, trials=trials)
-    if concurrent:
-        plan = dataclasses.replace(plan, concurrent=concurrent)
-    command.save_plan(plan)
-    return plan
 
 
 if __name__ == "__main__":

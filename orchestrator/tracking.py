@@ -204,6 +204,10 @@ def log_figure(uri: str, run_id: str, figure: Any, name: str) -> None:
     client(uri).log_figure(run_id, figure, name)
 
 
+def log_json(uri: str, run_id: str, value: Any, name: str) -> None:
+    client(uri).log_text(run_id, json.dumps(value, indent=1), name)
+
+
 def log_file(uri: str, run_id: str, path: str | Path, folder: str | None = None) -> None:
     client(uri).log_artifact(run_id, str(path), folder)
 
@@ -232,6 +236,13 @@ def runs_of(uri: str, sweep: str, kind: str = "trial") -> list[Any]:
 def curve(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
     """(step, value) of one metric of a run, in order of steps."""
     return sorted((m.step, m.value) for m in client(uri).get_metric_history(run_id, metric))
+
+
+def metrics_at(uri: str, run_id: str, step: int) -> dict[str, float]:
+    """All metrics of a run at one step."""
+    keys = client(uri).get_run(run_id).data.metrics
+    found = {key: dict(curve(uri, run_id, key)) for key in keys if "/" in key}
+    return {key: values[step] for key, values in found.items() if step in values}
 
 
 def artifact(uri: str, run_id: str, name: str) -> Path | None:

@@ -20,16 +20,17 @@ def main(
 ) -> None:
     """One run of a method as a Ray Train job, logged to MLflow; the same path as a trial of a sweep."""
     find.method(method)
-    name = f"train-{method}"
+    name, given = f"train-{method}", command.parse_settings(settings)
     if resume:
         plan = command.latest_plan(name, on)
+        command.check_unchanged(plan, given, epochs, data_root, workers, gpus_per_worker)
         with on_ray.cluster():
+            plan = command.continued(plan)
             _finish(on_ray.run_sweep(plan, console)[0], plan)
         return
-    given = command.parse_settings(settings)
     seed = check_field(find.recipe(method, on), "seed", given.pop("seed", 0))
     space = command.single(method, seed)
-    recipe, place = command.resolve(space, on, given, epochs, data_root)
+    recipe, place = command.resolve(space, on, given, epochs, data_root, workers)
     with on_ray.cluster():
         title = f"{method} on {on}"
         plan = command.make_plan(name, space, title, on, recipe, place, 1, 1, workers, gpus_per_worker, inline=True)

@@ -1,7 +1,8 @@
 """What does each term of D3still add? The rows of the paper's tables 1, 2 and 3, and the student alone.
 
-The weight of L_pair is not in the paper (here 1). "student alone" has no distillation loss and is trained with
-cross-entropy and triplet; it does not live in the teacher's space, so its symmetric numbers are the fair ones.
+The paper does not give the weights of L_pair (here 1), nor of L_irpd and L_crpd alone (here 0.1, as in L_rpd).
+"student alone" has no distillation loss and is trained with cross-entropy and triplet; it does not live in the
+teacher's space, so its symmetric numbers are the fair ones.
 """
 
 from search_spaces._space import SearchSpace

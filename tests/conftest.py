@@ -17,7 +17,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Settings that make the recipe "folder" of D3still run in seconds on the tiny data set.
 TINY = {
     "student": "resnet18", "student_width": 0.125, "student_size": "16x16", "student_pad": 1, "embedding_dim": 16,
-    "teacher": "resnet18", "teacher_width": 0.125, "teacher_size": "24x24", "teacher_pad": 1, "pretrained": "false",
+    "teacher": "resnet18", "teacher_width": 0.125, "teacher_size": "24x24", "teacher_pad": 1,
+    "pretrained": "false", "teacher_pretrained": "false",
     "teacher_epochs": 1, "batch_size": 16, "top_k": 4, "views": "clean", "epochs": 3, "evaluate_every": 1,
     "warmup_epochs": 1, "constant_epochs": 2, "learning_rate": 0.05, "loader_workers": 0, "erase": 0.2,
     "identities_per_batch": 4, "images_per_identity": 2,

@@ -20,6 +20,8 @@ def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
     """Raises FileNotFoundError (where it looked, how the folder must look) and ValueError (mixed cameras)."""
     if evaluate_on != "test":
         raise ValueError(f"folder data has no {evaluate_on} part; point --data-root at another folder instead")
+    if not data_root:
+        raise FileNotFoundError("folder: --data-root DIR is needed, with {train,query,gallery}/<identity>/<image>")
     root = Path(data_root)
     parts = {part: _images(root, part) for part in ("train", "query", "gallery") if (root / part).is_dir()}
     missing = [part for part in ("train", "gallery") if part not in parts]

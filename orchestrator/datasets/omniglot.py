@@ -40,13 +40,16 @@ def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
 
 def _read(data_root: str, part: str) -> ImageSet:
     path = Path(data_root) / f"images_{part}.zip"
-    if not path.is_file():
+    if not data_root or not path.is_file():
         raise FileNotFoundError(
-            f"omniglot: no {path.name} in {Path(data_root)}; --data-root must hold the original "
+            f"omniglot: no {path.name} in {data_root or '(no --data-root given)'}; --data-root must hold the original "
             f"images_background.zip and images_evaluation.zip"
         )
-    with zipfile.ZipFile(path) as archive:
-        keys = sorted(n for n in archive.namelist() if n.endswith(".png") and not n.startswith("__MACOSX"))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            keys = sorted(n for n in archive.namelist() if n.endswith(".png") and not n.startswith("__MACOSX"))
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"omniglot: {path} is no complete zip file ({error}); download it again") from error
     classes = ["/".join(key.split("/")[1:3]) for key in keys]
     identity = np.unique(classes, return_inverse=True)[1].astype(np.int64)
     found, expected = (len(keys), len(set(classes))), _COUNTS[part]

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-accumulates, parameters, images per second, resident memory."""
+"""What a network costs: multiply-accumulates, parameters, images per second."""
 
 import time
 

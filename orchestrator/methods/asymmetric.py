@@ -16,7 +16,7 @@ The teacher's embedding of a training image can come from three places, which ar
 # Shape legend: B = images of one rank's batch, D = embedding width, Q/G = queries and gallery.
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,19 @@ from orchestrator.datasets.augmentation import normalised
 from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, digest, fetch
 from orchestrator.datasets.sampling import own_part, shuffled_batches
 from orchestrator.evaluation.retrieval import nearest
-from orchestrator.method import Batch, Count, Experiment, Losses, Method, Panel, Place, Positive, Task, recipe_dict
+from orchestrator.method import (
+    Batch,
+    Count,
+    Experiment,
+    FilePath,
+    Losses,
+    Method,
+    Panel,
+    Place,
+    Positive,
+    Task,
+    recipe_dict,
+)
 from orchestrator.methods import embedding, supervised
 from orchestrator.methods.embedding import EmbeddingRecipe, Pixels, Whole
 
@@ -49,11 +61,12 @@ class AsymmetricRecipe(EmbeddingRecipe):
     teacher_width: Positive = 1.0
     teacher_size: Pixels = (256, 256)
     teacher_pad: Whole = 8
-    teacher_weights: str = ""  # a .safetensors file; empty = found by fingerprint, or trained now
+    teacher_weights: FilePath = ""  # a .safetensors file; empty = found by fingerprint, or trained now
     teacher_epochs: Count = 120
     teacher_learning_rate: Positive = 0.01
     teacher_optimizer: Literal["sgd", "adamw"] = "sgd"
     teacher_seed: Whole = 0
+    teacher_pretrained: bool = True  # its training starts from timm's ImageNet weights
     views: Literal["online", "recorded", "clean"] = "online"  # where the teacher's embeddings come from
     num_views: Count = 8  # V of recorded views
     coupled: bool = False  # student and teacher see the same flip, crop and erasing
@@ -113,23 +126,28 @@ class Prepared:
     teacher_fingerprint: str
 
 
-def check(recipe: AsymmetricRecipe) -> None:
+def check(recipe: AsymmetricRecipe, weights: dict[str, float], workers: int = 1) -> None:
     """Raises ValueError for values that are allowed alone but not together."""
-    embedding.check(recipe)
+    if not any(weights.values()) and not _supervised(recipe):
+        raise ValueError("nothing to train on: every loss weight is 0")
+    embedding.check(recipe, workers if recipe.mode == "repo" else 1)
+    if recipe.batch_size % workers:
+        raise ValueError(f"a batch of {recipe.batch_size} images cannot be shared evenly by {workers} workers")
     if recipe.coupled and recipe.views == "clean":
         raise ValueError("coupled=true needs views=online or views=recorded: clean teacher views are not augmented")
 
 
 def teacher_recipe(recipe: AsymmetricRecipe, place: Place) -> tuple[str, Any] | None:
     """How this recipe's teacher is trained, or None when its weights are given or already there."""
-    folder = _teacher_folder(recipe, place)
-    if recipe.teacher_weights or (folder / "teacher.json").exists():
+    if recipe.teacher_weights or (_teacher_folder(recipe, place) / "teacher.json").exists():
         return None
     return "supervised", _teacher_training(recipe)
 
 
 def teacher_folder(recipe: AsymmetricRecipe, place: Place, progress: Progress = silent) -> str:
-    """Where the trained teacher of this recipe is or will be."""
+    """Where the trained teacher of this recipe is or will be; empty when its weights are given."""
+    if recipe.teacher_weights:
+        return ""
     return str(_teacher_folder(recipe, place, progress))
 
 
@@ -160,10 +178,7 @@ def experiment(
     """One training job of a method of this family."""
     prepared = _open(recipe, place)
     train = prepared.data.train
-    repo = recipe.mode == "repo" and (recipe.cross_entropy > 0 or recipe.triplet > 0)
-    distilling = any(weights(recipe).values())
-    if not repo and not distilling:
-        raise ValueError("nothing to train on: every loss weight is 0")
+    repo, distilling = _supervised(recipe), any(weights(recipe).values())
     student = embedding.build_student(recipe, train.num_identities if repo else 0)
     task = AsymmetricDistillation(recipe, student, prepared.teacher if distilling else None, weights, terms).to(device)
     labels = torch.from_numpy(train.labels)
@@ -262,8 +277,8 @@ def method(paper: str, recipes: dict[str, Any], weights: Weights, terms: Terms, 
     """``METHOD`` of a method of this family."""
     names = {f.name for f in fields(AsymmetricRecipe)}
     prepared = {n for n in names if n.startswith("teacher")} | {
-        "dataset", "evaluate_on", "student_size", "embedding_dim", "pixel_cache", "skip_unreadable", "views",
-        "num_views", "flip", "erase", "erase_fill",
+        "dataset", "evaluate_on", "evaluate_symmetric", "student_size", "embedding_dim", "pixel_cache",
+        "skip_unreadable", "views", "num_views", "flip", "erase", "erase_fill",
     }  # fmt: skip
     return Method(
         paper=paper,
@@ -280,18 +295,23 @@ def method(paper: str, recipes: dict[str, Any], weights: Weights, terms: Terms, 
     )
 
 
+def _supervised(recipe: AsymmetricRecipe) -> bool:
+    return recipe.mode == "repo" and (recipe.cross_entropy > 0 or recipe.triplet > 0)
+
+
 def _open(recipe: AsymmetricRecipe, place: Place, progress: Progress = silent, verify: bool = False) -> Prepared:
     """Opens what is prepared, building what is missing."""
     data = embedding.load_data(recipe, place, progress)
     root = place.folder("cache")
     teacher, fingerprint = _load_teacher(recipe, place)
-    clean = {"size": list(recipe.teacher_size), "augmentation": "none"}
-    gallery_frames = embedding.frames(recipe, data.gallery, recipe.teacher_size, place, progress)
+    network = asdict(_teacher_config(recipe)) | {"precision": "float32"}
+    clean = {"network": network, "augmentation": "none"}
+    gallery_frames = embedding.frames(recipe, data.gallery, recipe.teacher_size, place, progress, verify)
     gallery = cache.embeddings(
         data.gallery, fingerprint, clean, lambda rows: _embed_clean(teacher, gallery_frames, rows), root,
         progress=progress, verify=verify,
     )  # fmt: skip
-    teacher_train = embedding.frames(recipe, data.train, recipe.teacher_size, place, progress)
+    teacher_train = embedding.frames(recipe, data.train, recipe.teacher_size, place, progress, verify)
     targets = None
     if recipe.views == "clean":
         targets = cache.embeddings(
@@ -300,17 +320,19 @@ def _open(recipe: AsymmetricRecipe, place: Place, progress: Progress = silent, v
         )  # fmt: skip
     elif recipe.views == "recorded":
         recorded = {
-            "size": list(recipe.teacher_size), "pad": recipe.teacher_pad, "flip": recipe.flip, "erase": recipe.erase,
+            "network": network, "pad": recipe.teacher_pad, "flip": recipe.flip, "erase": recipe.erase,
             "erase_fill": recipe.erase_fill, "seed": recipe.teacher_seed,
         }  # fmt: skip
         targets = cache.embeddings(
             data.train, fingerprint, recorded, lambda rows: _embed_recorded(recipe, teacher, teacher_train, rows),
             root, views=recipe.num_views, progress=progress, verify=verify,
         )  # fmt: skip
+    if recipe.evaluate_symmetric:
+        embedding.frames(recipe, data.gallery, recipe.student_size, place, progress, verify)
     return Prepared(
         data=data,
-        train=embedding.frames(recipe, data.train, recipe.student_size, place, progress),
-        query=embedding.frames(recipe, data.query, recipe.student_size, place, progress),
+        train=embedding.frames(recipe, data.train, recipe.student_size, place, progress, verify),
+        query=embedding.frames(recipe, data.query, recipe.student_size, place, progress, verify),
         teacher=teacher if recipe.views == "online" else None,
         teacher_train=teacher_train if recipe.views == "online" else None,
         targets=targets,
@@ -373,7 +395,7 @@ def _teacher_training(recipe: AsymmetricRecipe) -> supervised.Recipe:
         student_size=recipe.teacher_size,
         student_pad=recipe.teacher_pad,
         embedding_dim=recipe.embedding_dim,
-        pretrained=recipe.pretrained,
+        pretrained=recipe.teacher_pretrained,
         optimizer=recipe.teacher_optimizer,
         learning_rate=recipe.teacher_learning_rate,
         epochs=recipe.teacher_epochs,

@@ -76,8 +76,14 @@ class EmbeddingRecipe:
     skip_unreadable: bool = False
 
 
-def check(recipe: EmbeddingRecipe) -> None:
+def check(recipe: EmbeddingRecipe, workers: int = 1) -> None:
     """Raises ValueError for values that are allowed alone but not together."""
+    labelled = recipe.identities_per_batch * recipe.images_per_identity
+    if labelled % workers:
+        raise ValueError(
+            f"a batch of identities_per_batch × images_per_identity = {labelled} images cannot be shared evenly "
+            f"by {workers} workers"
+        )
     if recipe.constant_epochs < recipe.warmup_epochs:
         raise ValueError(
             f"constant_epochs ({recipe.constant_epochs}) must not end before warmup_epochs ({recipe.warmup_epochs})"
@@ -121,9 +127,10 @@ def student_config(recipe: EmbeddingRecipe, num_classes: int = 0) -> EmbedderCon
 
 
 def build_student(recipe: EmbeddingRecipe, num_classes: int) -> Embedder:
-    """A student with initial weights that depend on the seed alone."""
+    """A student with initial weights that depend on the seed alone; no classifier where no loss would train it."""
     torch.manual_seed(recipe.seed)
-    return Embedder(student_config(recipe, num_classes), pretrained=recipe.pretrained)
+    classes = num_classes if recipe.cross_entropy else 0
+    return Embedder(student_config(recipe, classes), pretrained=recipe.pretrained)
 
 
 def networks_precision(recipe: EmbeddingRecipe, device: torch.device) -> Literal["float32", "bfloat16"]:
@@ -145,11 +152,16 @@ def load_data(recipe: EmbeddingRecipe, place: Place, progress: Progress = silent
 
 
 def frames(
-    recipe: EmbeddingRecipe, images: ImageSet, size: tuple[int, int], place: Place, progress: Progress = silent
+    recipe: EmbeddingRecipe,
+    images: ImageSet,
+    size: tuple[int, int],
+    place: Place,
+    progress: Progress = silent,
+    verify: bool = False,
 ) -> "cache.Rows | Frames":
     """Source of uint8 frames of one size: the pixel cache where it is used, else decoding."""
     if recipe.pixel_cache == "on" or (recipe.pixel_cache == "auto" and size[0] * size[1] <= 128 * 128):
-        return cache.pixels(images, size, place.folder("cache"), progress, recipe.loader_workers)
+        return cache.pixels(images, size, place.folder("cache"), progress, recipe.loader_workers, verify)
     return Frames(images, size)
 
 
@@ -173,7 +185,7 @@ def labelled_requests(
 
 def supervised_losses(recipe: EmbeddingRecipe, student: Embedder, images_BCHW: Tensor, label_B: Tensor) -> Losses:
     """Cross-entropy on the classifier's logits and triplet on the pooled feature, over the batch of all ranks."""
-    pooled_BC, embedding_BD, _ = student.parts(images_BCHW)
+    pooled_BC, embedding_BD = student.parts(images_BCHW)
     label_B = distributed.gather(label_B)
     terms, weights = {}, {}
     if recipe.cross_entropy:

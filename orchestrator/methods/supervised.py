@@ -43,7 +43,7 @@ class Supervised(Task):
 def prepare(recipe: Recipe, place: Place, progress: Progress = silent) -> dict:
     data = embedding.load_data(recipe, place, progress)
     for images in data.sets().values():
-        embedding.frames(recipe, images, recipe.student_size, place, progress)
+        embedding.frames(recipe, images, recipe.student_size, place, progress, verify=True)
     return embedding.plain_facts(data)
 
 
@@ -92,6 +92,20 @@ def evaluate(recipe: Recipe, data: RetrievalData, place: Place, task: Task, devi
     return embedding.score(data, sides["query"], sides.get("gallery", sides["query"])).log("val")
 
 
+def check(recipe: Recipe, workers: int = 1) -> None:
+    """Raises ValueError for values that are allowed alone but not together."""
+    embedding.check(recipe, workers)
+    if not recipe.cross_entropy and not recipe.triplet:
+        raise ValueError("nothing to train on: cross_entropy and triplet are both 0")
+
+
+def evaluate_student(student: Embedder, recipe: Recipe, place: Place) -> dict[str, float]:
+    """Metrics of a stored network, recomputed from images."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = embedding.load_data(recipe, place)
+    return evaluate(recipe, data, place, Task(student.to(device)), device)
+
+
 METHOD = Method(
     paper="D3still, Xie et al., CVPR 2024: the teacher recipe of the authors' code",
     recipes={
@@ -135,8 +149,9 @@ METHOD = Method(
         "msmt17": Recipe(dataset="msmt17"),
         "cub200": Recipe(dataset="cub200", student_size=(128, 128), student_pad=4, erase=0.0),
     },
-    check=embedding.check,
+    check=check,
     prepare=prepare,
     experiment=experiment,
+    evaluate=evaluate_student,
     prepared_by=frozenset({"dataset", "evaluate_on", "student_size", "pixel_cache", "skip_unreadable"}),
 )

@@ -19,8 +19,7 @@ from orchestrator.evaluation.cost import images_per_second, macs, parameters
     ],
 )
 def test_costs_of_the_paper(backbone, size, million_parameters, giga_macs):
-    with torch.device("meta"):
-        net = Embedder(EmbedderConfig(backbone=backbone, image_size=size))
+    net = Embedder(EmbedderConfig(backbone=backbone, image_size=size))
     assert parameters(net) / 1e6 == pytest.approx(million_parameters, abs=0.005)
     assert macs(net, size) / 1e9 == pytest.approx(giga_macs, abs=0.0006 if giga_macs < 1 else 0.005)
 
@@ -29,8 +28,8 @@ def test_costs_of_the_paper(backbone, size, million_parameters, giga_macs):
 def test_any_backbone_gives_raw_embeddings(backbone):
     size = (160, 160) if backbone == "test_vit" else (64, 32)
     net = Embedder(EmbedderConfig(backbone=backbone, embedding_dim=24, image_size=size, num_classes=5)).eval()
-    pooled, embedding, logits = net.parts(torch.randn(2, 3, *size))
-    assert embedding.shape == (2, 24) and logits.shape == (2, 5) and pooled.shape[0] == 2
+    pooled, embedding = net.parts(torch.randn(2, 3, *size))
+    assert embedding.shape == (2, 24) and net.classifier(embedding).shape == (2, 5) and pooled.shape[0] == 2
     assert torch.equal(net(torch.zeros(1, 3, *size)), net.parts(torch.zeros(1, 3, *size))[1])
 
 
@@ -92,3 +91,9 @@ def test_the_classifier_is_not_part_of_the_retrieval_model():
 def test_throughput_is_positive_and_leaves_the_mode():
     net = Embedder(EmbedderConfig(backbone="resnet18", image_size=(16, 16), width=0.125))
     assert images_per_second(net, torch.zeros(4, 3, 16, 16), seconds=0.05) > 0 and net.training
+
+
+def test_embeddings_are_float32_under_autocast():
+    net = Embedder(EmbedderConfig(backbone="resnet18", image_size=(16, 16), width=0.125)).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(torch.randn(2, 3, 16, 16)).dtype == torch.float32

@@ -74,11 +74,11 @@ def test_a_sweep_its_report_and_what_can_be_done_with_its_record(
     assert "http://" not in html and "https://" not in html  # self-contained
     assert (folder / "report.md").read_text().startswith("# d3still_alpha on folder")
     plan = command.latest_plan("d3still_alpha")
-    (summary,) = tracking.runs_of(plan.tracking_uri, plan.sweep, "summary")
+    (summary,) = tracking.runs_of(plan.tracking_uri, plan.tag, "summary")
     assert summary.info.status == "FINISHED" and "summary/map" in summary.data.metrics
     assert tracking.artifact(plan.tracking_uri, summary.info.run_id, "report.html").exists()
     call(report.main, "d3still_alpha")  # again: the same summary run
-    assert len(tracking.runs_of(plan.tracking_uri, plan.sweep, "summary")) == 1
+    assert len(tracking.runs_of(plan.tracking_uri, plan.tag, "summary")) == 1
 
     best = command.ranked(on_ray.records(plan))[0]
     shown = call(evaluate.main, best.run_id).output
@@ -117,8 +117,9 @@ def test_a_teacher_is_trained_once_and_found_again(local_ray, tiny_arguments, st
     second = call(teacher.main, *arguments).output
     assert "training it now" not in second
     assert first.splitlines()[-1] == second.splitlines()[-1]
-    plan = command.latest_plan("teacher")
-    (run,) = tracking.runs_of(plan.tracking_uri, plan.sweep)
+    key = Path(first.splitlines()[-1]).parent.name[:8]
+    plan = command.latest_plan(f"teacher-{key}")
+    (run,) = tracking.runs_of(plan.tracking_uri, plan.tag)
     assert run.data.tags["orch.method"] == "supervised" and run.info.status == "FINISHED"
 
 

@@ -53,7 +53,7 @@ def test_every_recipe_is_valid_and_survives_its_record(method):
         assert recipe_from(recipe, recipe_dict(recipe)) == recipe
         assert changed(recipe, recipe_dict(recipe)) == recipe  # every default is inside its own range
         assert found.prepared_by <= {f.name for f in dataclasses.fields(recipe)}
-    found.check(found.recipes["demo"])
+    found.check(found.recipes["demo"], 1)
 
 
 def test_the_paper_s_recipes():
@@ -78,12 +78,30 @@ def test_the_paper_s_recipes():
 
 def test_top_k_above_the_batch_is_refused_before_anything_starts():
     with pytest.raises(ValueError, match="top_k \\(600\\) must be at most batch_size \\(512\\)"):
-        find.method("d3still").check(dataclasses.replace(find.recipe("d3still", "sop"), dataset="demo", top_k=600))
+        find.method("d3still").check(dataclasses.replace(find.recipe("d3still", "sop"), dataset="demo", top_k=600), 1)
+
+
+def test_batches_must_divide_and_something_must_be_trained(tiny_recipe):
+    check = find.method("d3still").check
+    with pytest.raises(ValueError, match="a batch of 16 images cannot be shared evenly by 3 workers"):
+        check(tiny_recipe(), 3)
+    with pytest.raises(ValueError, match="= 8 images cannot be shared evenly by 16 workers"):
+        check(tiny_recipe(mode="repo"), 16)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        check(tiny_recipe(alpha=0, beta=0, gamma=0), 1)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        recipe = find.recipe("supervised", "demo")
+        find.method("supervised").check(changed(recipe, {"cross_entropy": 0, "triplet": 0}), 1)
+
+
+def test_files_become_absolute_where_they_are_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert changed(d3still(), {"teacher_weights": "t.safetensors"}).teacher_weights == str(tmp_path / "t.safetensors")
 
 
 def test_a_data_set_without_reader_is_named():
     with pytest.raises(ValueError, match="no data set reader 'sop'"):
-        find.method("d3still").check(find.recipe("d3still", "sop"))
+        find.method("d3still").check(find.recipe("d3still", "sop"), 1)
 
 
 def test_names_are_found_by_file_with_near_ones_named():
@@ -108,7 +126,7 @@ def test_every_space_fits_its_method(name):
     recipe = changed(method.recipes["demo"], dict(space.fix))
     assert space.question and find._module("search_spaces", name).__doc__
     for point in space.table():
-        method.check(changed(recipe, space.settings(point)))
+        method.check(changed(recipe, space.settings(point)), 1)
     defaults = recipe_dict(find.recipe(space.method, "sop"))
     for field, bounds in space.tune.items():
         assert defaults[field] in bounds, "the paper's value must be inside the space"

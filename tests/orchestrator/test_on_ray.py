@@ -24,8 +24,8 @@ def make_plan(tmp_path, place, recipe, space, trials, title="test", **options) -
     return Plan(
         folder=str(tmp_path / "runs" / "sweeps" / "test-folder-1"), space="test", title=title, benchmark="folder",
         method="d3still", recipe=recipe_dict(recipe), place=dataclasses.asdict(place),
-        tracking_uri=tracking.tracking_uri(place.storage), trials=trials, facts=facts,
-        data=dataclasses.asdict(space) if space.cells else {}, **options,
+        tracking_uri=tracking.tracking_uri(place.storage), trials=trials, space_data=on_ray.space_data(space),
+        facts={"prepared": {on_ray.prepared_key("d3still", recipe): facts}}, **options,
     )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_every_way_a_trial_can_end(local_ray, tmp_path, tiny_place, tiny_recipe,
     )
     assert_all_given_back()
 
-    runs = {int(r.data.tags["orch.trial"]): r for r in tracking.runs_of(plan.tracking_uri, plan.sweep)}
+    runs = {int(r.data.tags["orch.trial"]): r for r in tracking.runs_of(plan.tracking_uri, plan.tag)}
     assert len(runs) == 3
     good = runs[ends["good"].number]
     assert good.info.status == "FINISHED" and good.data.tags["orch.status"] == "completed"
@@ -81,18 +81,15 @@ def test_every_way_a_trial_can_end(local_ray, tmp_path, tiny_place, tiny_recipe,
 
     again = on_ray.run_sweep(plan, quiet())
     assert [dataclasses.replace(r, seconds=0) for r in again] == [dataclasses.replace(r, seconds=0) for r in records]
-    assert len(tracking.runs_of(plan.tracking_uri, plan.sweep)) == 3
+    assert len(tracking.runs_of(plan.tracking_uri, plan.tag)) == 3
 
 
-def test_early_stopped_trials_are_pruned_and_give_everything_back(
-    local_ray, tmp_path, tiny_place, tiny_recipe, monkeypatch
-):
+def test_early_stopped_trials_are_pruned_and_give_everything_back(local_ray, tmp_path, tiny_place, tiny_recipe):
     """The rate itself is the metric: the first point has the largest, so every sampled one is stopped early."""
     space = SearchSpace(
         method="d3still", question="Who is stopped?", tune={"learning_rate": Float(1e-4, 0.05)},
         start=({"learning_rate": 0.05},), metric="train/learning_rate",
     )  # fmt: skip
-    monkeypatch.setattr(find, "space", lambda name: space)
     plan = make_plan(tmp_path, tiny_place, tiny_recipe(epochs=8, warmup_epochs=0, constant_epochs=8), space, 3)
     output = io.StringIO()
     records = on_ray.run_sweep(plan, Console(file=output, width=200))
@@ -101,7 +98,7 @@ def test_early_stopped_trials_are_pruned_and_give_everything_back(
     assert_all_given_back()
     states = [t.state for t in on_ray.open_study(plan).trials]
     assert states == [optuna.trial.TrialState.COMPLETE, *[optuna.trial.TrialState.PRUNED] * 2]
-    runs = tracking.runs_of(plan.tracking_uri, plan.sweep)
+    runs = tracking.runs_of(plan.tracking_uri, plan.tag)
     assert [r.data.tags["orch.status"] for r in runs] == ["completed", "pruned", "pruned"]
     assert all(r.info.status == "FINISHED" for r in runs)
     assert "trial 1 pruned after epoch 2" in output.getvalue()
@@ -116,12 +113,14 @@ def test_early_stopped_trials_are_pruned_and_give_everything_back(
 
 def test_suggestions_do_not_depend_on_when_a_sweep_was_interrupted(tmp_path, tiny_place, tiny_recipe, monkeypatch):
     space = find.space("d3still_beta_gamma")
-    monkeypatch.setattr(on_ray, "search_space", lambda plan: space)
-    monkeypatch.setattr(on_ray, "trial_job", lambda plan, space, number, point: {"number": number, **point})
+    monkeypatch.setattr(tracking, "curve", lambda *arguments: [])
+    job = {"run_id": ""}
+    monkeypatch.setattr(on_ray, "trial_job", lambda plan, space, number, point: {"number": number, **point, **job})
 
     def points(folder: str, interrupt_at: int) -> list:
         plan = Plan(folder=str(tmp_path / folder), space="x", title="x", benchmark="folder", method="d3still",
-                    recipe={"seed": 0}, place={}, tracking_uri="", trials=9)  # fmt: skip
+                    recipe={"seed": 0}, place={}, tracking_uri="",
+                    trials=9, space_data=on_ray.space_data(space))  # fmt: skip
         (tmp_path / folder).mkdir()
         search, found = StudySearch(plan), []
         for i in range(9):
