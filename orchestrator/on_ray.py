@@ -61,7 +61,7 @@ from search_spaces._space import Choice, Float, Int, SearchSpace  # noqa: E402
 
 _HEAD_ONLY = {"CPU": 0, "node:__internal_head__": 0.001}  # the thin driver of a trial must not take a worker's CPU
 _ORPHAN_SECONDS = 120.0  # a placement group that no live trial has claimed for so long is nobody's
-_DYING_SECONDS = 3.0  # from the end of a trial until all its processes are dead
+_DYING_SECONDS = 3.0  # an unclaimed group this old was not made by a trial that started later
 _RETRIES = 1  # of a trial whose worker failed
 
 
@@ -656,15 +656,15 @@ def records(plan: Plan) -> list[TrialRecord]:
 class Janitor(ray.tune.Callback):
     """Gives back what stopped trials leave behind (module docstring).
 
-    A group is removed only once its trial's processes are dead: a controller that is still alive takes a lost
-    group for a lost node and makes a new one, which then leaks.
+    The trial's Train controller is killed first: alive, it would take a lost group for a lost node and make a
+    new one, which then leaks.
     """
 
     def __init__(self):
         self._first_seen: dict[str, float] = {}  # worker group -> when
         self._live: dict[str, float] = {}  # trial -> start
         self._ended: dict[str, float] = {}  # trial that will not come back -> end; watched for a while
-        self._dead: dict[str, float] = {}  # group of a trial's process that died -> when
+        self._dead: set[str] = set()  # groups whose controller is dead
         self._next_look = 0.0
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -679,7 +679,7 @@ class Janitor(ray.tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         # The trial comes back under its id with another group; only what it held until now is dead.
-        self._dead[_claimed(trial.trial_id)] = time.monotonic()
+        self._dead.add(_kill_controller(trial.trial_id))
         self._live[trial.trial_id] = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
@@ -692,9 +692,8 @@ class Janitor(ray.tune.Callback):
         now = time.monotonic()
         groups = _worker_groups()
         self._first_seen = {group: self._first_seen.get(group, now) for group in groups}
-        for trial, end in self._ended.items():
-            if now - end > _DYING_SECONDS:
-                self._dead.setdefault(_claimed(trial), end)
+        for trial in self._ended:
+            self._dead.add(_kill_controller(trial))
         held = {trial: _claimed(trial) for trial in self._live}
         living = {group for group in held.values() if group not in self._dead}
         # A live trial without its group is starting or being retried: one of the unclaimed groups is its own,
@@ -706,8 +705,7 @@ class Janitor(ray.tune.Callback):
         for group, seen in self._first_seen.items():
             age = now - seen
             nobodys = age > _DYING_SECONDS and not retried and seen < min(expecting, default=now)
-            dead = group in self._dead and now - self._dead[group] > _DYING_SECONDS
-            if dead or (group not in living and (nobodys or age > _ORPHAN_SECONDS)):
+            if group in self._dead or (group not in living and (nobodys or age > _ORPHAN_SECONDS)):
                 ray.util.remove_placement_group(PlacementGroup(ray._raylet.PlacementGroupID(bytes.fromhex(group))))
         self._ended = {t: end for t, end in self._ended.items() if now - end < _ORPHAN_SECONDS}
         return len(groups)
@@ -721,6 +719,7 @@ class Janitor(ray.tune.Callback):
     def _end(self, trial_id: str) -> None:
         self._live.pop(trial_id, None)
         self._ended[trial_id] = time.monotonic()
+        self._dead.add(_kill_controller(trial_id))
 
 
 def _worker_groups() -> list[str]:
@@ -799,15 +798,32 @@ def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
     return {k: v for k, v in result.items() if isinstance(v, (int, float)) and ("/" in k or k == "epoch")}
 
 
-def _claim_placement_group(claim: str, rank: int) -> None:
+def _claim_placement_group(trial_id: str, rank: int) -> None:
+    """Says on the cluster's blackboard which worker group and controller belong to a trial."""
     group = ray.util.get_current_placement_group()
     if rank == 0 and group is not None:
         from ray.experimental.internal_kv import _internal_kv_put
+        from ray.train.v2._internal.execution.context import get_train_context
 
-        _internal_kv_put(f"orchestrator/{claim}", group.id.hex(), overwrite=True)
+        claim = ray.cloudpickle.dumps((group.id.hex(), get_train_context().controller_actor))
+        _internal_kv_put(f"orchestrator/{trial_id}", claim, overwrite=True)
+
+
+def _claim(trial_id: str) -> tuple[str, Any]:
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    stored = _internal_kv_get(f"orchestrator/{trial_id}")
+    return ray.cloudpickle.loads(stored) if stored else ("", None)
 
 
 def _claimed(trial_id: str) -> str:
-    from ray.experimental.internal_kv import _internal_kv_get
+    """Id of the trial's worker group, empty before it has one."""
+    return _claim(trial_id)[0]
 
-    return (_internal_kv_get(f"orchestrator/{trial_id}") or b"").decode()
+
+def _kill_controller(trial_id: str) -> str:
+    """Ends the trial's Train controller, and with it its workers; returns the id of their group."""
+    group, controller = _claim(trial_id)
+    if controller is not None:
+        ray.kill(controller)
+    return group
