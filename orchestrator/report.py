@@ -140,7 +140,8 @@ def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> l
         title = f"{symbol(name)}" + (f" at {at}" if at else "")
         reference = base.get(name, 0.0)
         drawn = figures.curves(f"ours, {plan.benchmark}", points, symbol(name), beside, reference)
-        section = Section(title, pictures=[_png(f"{name}.png", f"mAP over {name}", drawn)])
+        note = "One run a point: differences of a few tenths are within what another seed does."
+        section = Section(title, note, pictures=[_png(f"{name}.png", f"mAP over {name}", drawn)])
         section.tables.append(
             TableOf([symbol(name), "mAP (%), ours"], [[f"{x:.4g}", f"{y:.2f}"] for x, y in sorted(points)], {0, 1})
         )
