@@ -36,6 +36,10 @@ def main(
         command.check_unchanged(plan, given, epochs, data_root, workers, gpus_per_worker)
         if trials and space.tune and trials > plan.trials:
             plan = dataclasses.replace(plan, trials=trials)
+        if dry_run:
+            finished = sum(r.status in ("completed", "pruned", "failed") for r in on_ray.records(plan))
+            console.print(f"{plan.sweep}: {finished} of {plan.trials} trials are finished; --resume runs the rest")
+            return
         with on_ray.cluster():
             _run(command.continued(plan, concurrent))
         return

@@ -106,6 +106,8 @@ def test_a_sweep_its_report_and_what_can_be_done_with_its_record(
     assert "resume it without changes" in error(
         sweep.main, "d3still_alpha", "--on", "folder", "--resume", "--set", "beta=0.7"
     )
+    dry = call(sweep.main, "d3still_alpha", "--on", "folder", "--resume", "--trials", "9", "--dry-run").output
+    assert "d3still_alpha-folder-1: 4 of 9 trials are finished" in dry
     resumed = call(sweep.main, "d3still_alpha", "--on", "folder", "--resume").output
     assert "4 trials" in resumed and "started:" not in resumed  # nothing was left to do
 
