@@ -7,6 +7,7 @@ The embedding is the raw output of the last batch norm, not L2-normalised: losse
 
 # Shape legend: B = batch, C = channels, D = embedding width, H and W = pixels, N = tokens.
 
+import difflib
 from dataclasses import asdict, dataclass
 
 import timm
@@ -89,10 +90,15 @@ def retrieval_config(config: EmbedderConfig) -> EmbedderConfig:
     return EmbedderConfig(**{**asdict(config), "num_classes": 0})
 
 
+def check_backbone(name: str) -> None:
+    """Raises ValueError, with near names, unless timm knows the network."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise ValueError(f"timm has no model {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+
+
 def _backbone(config: EmbedderConfig, pretrained: bool) -> nn.Module:
-    if not timm.is_model(config.backbone):
-        near = timm.list_models(f"*{config.backbone.split('.')[0]}*")[:5]
-        raise ValueError(f"timm has no model {config.backbone!r}" + (f"; did you mean one of {near}?" if near else ""))
+    check_backbone(config.backbone)
     options: dict = {}
     if config.width != 1.0:
         if pretrained:

@@ -74,6 +74,10 @@ def parse_settings(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
             raise ValueError(f"--set needs FIELD=VALUE, got {pair!r}")
+    names = [pair.split("=", 1)[0] for pair in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"--set names {', '.join(twice)} more than once")
     return dict(pair.split("=", 1) for pair in pairs)
 
 

@@ -222,7 +222,7 @@ def _parse(kind: Any, value: Any) -> Any:
             raise ValueError
         return int(value)
     if kind is float:
-        if isinstance(value, bool) or math.isnan(float(value)):
+        if isinstance(value, bool) or not math.isfinite(float(value)):
             raise ValueError
         return float(value)
     return str(value)

@@ -20,7 +20,7 @@ def main(
     gpus_per_worker: float = command.GPUS,
     epochs: int = command.EPOCHS,
     settings: list[str] = command.SET,
-    resume: bool = typer.Option(False, "--resume", help="Continue the newest sweep of this name."),
+    resume: bool = typer.Option(False, "--resume", help="Continue the newest sweep of this name and benchmark."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check everything, print the plan, stop."),
     listing: bool = typer.Option(False, "--list", help="Show all sweeps."),
 ) -> None:
@@ -34,7 +34,9 @@ def main(
     if resume:
         plan = command.latest_plan(name, on)
         command.check_unchanged(plan, given, epochs, data_root, workers, gpus_per_worker)
-        if trials and space.tune and trials > plan.trials:
+        if trials and (trials < plan.trials or space.cells):
+            raise ValueError(f"the sweep {plan.sweep} has {plan.trials} trials; only a larger number can be asked for")
+        if trials:
             plan = dataclasses.replace(plan, trials=trials)
         if dry_run:
             finished = sum(r.status in ("completed", "pruned", "failed") for r in on_ray.records(plan))

@@ -33,7 +33,7 @@ def main(
     recipe, place = command.resolve(space, on, given, epochs, data_root, workers)
     with on_ray.cluster():
         title = f"{method} on {on}"
-        plan = command.make_plan(name, space, title, on, recipe, place, 1, 1, workers, gpus_per_worker, inline=True)
+        plan = command.make_plan(name, space, title, on, recipe, place, 1, 1, workers, gpus_per_worker)
         _finish(on_ray.run_sweep(plan, console)[0], plan)
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from losses.similarity import at_least_float32
-from models.embedder import Embedder, EmbedderConfig
+from models.embedder import Embedder, EmbedderConfig, check_backbone
 from orchestrator import cache, checkpoint, distributed, find
 from orchestrator.cache import Progress, Rows, silent
 from orchestrator.datasets.augmentation import normalised
@@ -130,6 +130,7 @@ def check(recipe: AsymmetricRecipe, weights: dict[str, float], workers: int = 1)
     """Raises ValueError for values that are allowed alone but not together."""
     if not any(weights.values()) and not _supervised(recipe):
         raise ValueError("nothing to train on: every loss weight is 0")
+    check_backbone(recipe.teacher)
     embedding.check(recipe, workers if recipe.mode == "repo" else 1)
     if recipe.batch_size % workers:
         raise ValueError(f"a batch of {recipe.batch_size} images cannot be shared evenly by {workers} workers")

@@ -19,7 +19,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from losses.similarity import at_least_float32
 from losses.triplet import batch_hard_triplet
-from models.embedder import Embedder, EmbedderConfig
+from models.embedder import Embedder, EmbedderConfig, check_backbone
 from orchestrator import cache, distributed, find
 from orchestrator.cache import Progress, silent
 from orchestrator.datasets.augmentation import DRAWS, Augmentation, normalised
@@ -78,6 +78,7 @@ class EmbeddingRecipe:
 
 def check(recipe: EmbeddingRecipe, workers: int = 1) -> None:
     """Raises ValueError for values that are allowed alone but not together."""
+    check_backbone(recipe.student)
     labelled = recipe.identities_per_batch * recipe.images_per_identity
     if labelled % workers:
         raise ValueError(

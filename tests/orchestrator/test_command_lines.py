@@ -125,9 +125,11 @@ def test_a_teacher_is_trained_once_and_found_again(local_ray, tiny_arguments, st
     assert run.data.tags["orch.method"] == "supervised" and run.info.status == "FINISHED"
 
 
-def test_a_single_run_that_explodes_says_so(local_ray, tiny_arguments, storage, tiny_root, tiny_teacher):
-    arguments = ["d3still", "--on", "folder", "--data-root", tiny_root, *tiny_arguments(teacher_weights=tiny_teacher)]
-    line = error(train.main, *arguments, "--set", "learning_rate=1e30")
+def test_single_runs_finish_or_say_why_not(local_ray, tiny_arguments, storage, tiny_root, tiny_teacher):
+    arguments = ["d3still", "--on", "folder", "--data-root", tiny_root]
+    shown = call(train.main, *arguments, *tiny_arguments(teacher_weights=tiny_teacher, seed=3)).output
+    assert "val/map" in shown and "MLflow run" in shown
+    line = error(train.main, *arguments, *tiny_arguments(teacher_weights=tiny_teacher, learning_rate=1e30))
     assert "the loss is not finite in epoch" in line and "images: train/" in line
 
 
@@ -150,6 +152,9 @@ def test_a_damaged_cache_is_named_and_built_again(storage, tiny_recipe, tiny_pla
         (["d3still_beta_gamma", "--on", "omniglott"], "d3still has no recipe for 'omniglott'; did you mean omniglot"),
         (["d3still_beta_gamma", "--set", "alfa=3"], "no field 'alfa'; did you mean alpha"),
         (["d3still_beta_gamma", "--set", "alpha"], "--set needs FIELD=VALUE, got 'alpha'"),
+        (["d3still_beta_gamma", "--set", "alpha=inf"], "alpha must be a number, got 'inf'"),
+        (["d3still_beta_gamma", "--set", "alpha=3", "--set", "alpha=4"], "--set names alpha more than once"),
+        (["d3still_beta_gamma", "--set", "student=resnet9"], "timm has no model 'resnet9'; did you mean resnet"),
         (["d3still_beta_gamma", "--set", "alpha=-3"], "alpha must be at least 0, got -3"),
         (["d3still_beta_gamma", "--set", "beta=0.1"], "beta is what this sweep varies"),
         (["d3still_ablation", "--set", "seed=7"], "seed is what this sweep varies"),
