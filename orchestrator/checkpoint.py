@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from models.embedder import Embedder, EmbedderConfig, retrieval_config
+from orchestrator.datasets.augmentation import MEAN, STD
 
 FORMAT = 1
 
@@ -56,8 +57,8 @@ def save_model(folder: str | Path, model: Embedder, facts: Mapping[str, Any], na
             "size": list(model.config.image_size),
             "resize": "exactly, bilinear with anti-aliasing",
             "range": "RGB in [0, 1], then (x - mean) / std",
-            "mean": [0.485, 0.456, 0.406],
-            "std": [0.229, 0.224, 0.225],
+            "mean": list(MEAN),
+            "std": list(STD),
         },
         "architecture": [
             "timm backbone without head; its features averaged over positions",

@@ -356,10 +356,7 @@ def _prepare_all(
         variants = [changed(recipe, {tuned[0]: option}) for option in options]
     else:
         variants = [changed(recipe, space.settings(point)) for point in (space.table() if space.cells else [])]
-        distinct = {
-            json.dumps({k: v for k, v in recipe_dict(r).items() if k in method.prepared_by}): r for r in variants
-        }
-        variants = list(distinct.values()) or [recipe]
+        variants = list({on_ray.prepared_key(space.method, r): r for r in variants}.values()) or [recipe]
     prepared: dict[str, Any] = {}
     for variant in variants:
         facts: dict[str, Any] = {}

@@ -2,12 +2,12 @@
 
 One source of truth for a resume: the Optuna study on disk. Every suggestion is written there before it runs,
 every value as it comes, every end as completed, pruned or failed; what a killed driver did not see any more is
-taken from the trial's MLflow run, which is written first. A resumed sweep is a new
-Tuner over the old study: finished trials stay, unfinished ones are suggested again under their old number, and
-with it comes their Ray Train folder (last checkpoint) and their MLflow run. Tune's own experiment state is not
-needed, so a kill at any moment loses at most the epochs since the last checkpoints. Departs from Ray's
-``OptunaSearch`` + ``Tuner.restore``, which lose ASHA's rungs, store early-stopped trials as complete, and start
-a trial anew that was suggested after the last snapshot.
+taken from the trial's MLflow run, which is written first. A resumed sweep is a new Tuner over the old study:
+finished trials stay, unfinished ones are suggested again under their old number, and with it come their Ray Train
+folder (last checkpoint) and their MLflow run. Tune's own experiment state is not needed, so a kill at any moment
+loses at most the epochs since the last checkpoints. Departs from Ray's ``OptunaSearch`` + ``Tuner.restore``, which
+lose ASHA's rungs, store early-stopped trials as complete, and start a trial anew that was suggested after the last
+snapshot.
 
 Ray Train's placement groups belong to the job, not to the trial, and outlive a trial that ASHA stops. The
 :class:`Janitor` removes them; Ray's own cleaner needs the dashboard and misses trials that are still starting.
@@ -812,6 +812,7 @@ def _claim_placement_group(trial_id: str, rank: int) -> None:
 def _claim(trial_id: str) -> tuple[str, Any]:
     from ray.experimental.internal_kv import _internal_kv_get
 
+    # Unpickled from the cluster's own blackboard, which whoever can write to can run code on the cluster anyway.
     stored = _internal_kv_get(f"orchestrator/{trial_id}")
     return ray.cloudpickle.loads(stored) if stored else ("", None)
 

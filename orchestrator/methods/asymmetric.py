@@ -73,10 +73,10 @@ class AsymmetricRecipe(EmbeddingRecipe):
     evaluate_symmetric: bool = False  # also score the student on both sides
 
 
-Weights = Callable[[Any], dict[str, float]]  # recipe -> weight of every term, 0 = off
-Terms = Callable[
-    [Any, Tensor, Tensor], dict[str, Tensor]
-]  # recipe, raw student, raw teacher (B, D) -> terms that are on
+# recipe -> weight of every term, 0 = off
+Weights = Callable[[Any], dict[str, float]]
+# recipe, raw student and raw teacher embeddings (B, D) -> the terms that are on, unweighted
+Terms = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 
 
 class AsymmetricDistillation(Task):
@@ -274,7 +274,9 @@ def panel(student: Embedder, recipe: AsymmetricRecipe, place: Place, queries: in
     )
 
 
-def method(paper: str, recipes: dict[str, Any], weights: Weights, terms: Terms, check: Callable[[Any], None]) -> Method:
+def method(
+    paper: str, recipes: dict[str, Any], weights: Weights, terms: Terms, check: Callable[[Any, int], None]
+) -> Method:
     """``METHOD`` of a method of this family."""
     names = {f.name for f in fields(AsymmetricRecipe)}
     prepared = {n for n in names if n.startswith("teacher")} | {
