@@ -119,11 +119,15 @@ class Prepared:
     data: RetrievalData
     train: Rows | Frames  # student frames
     query: Rows | Frames
-    teacher: Embedder | None  # only for online views
+    teacher: Embedder
     teacher_train: Rows | Frames | None  # teacher frames (online)
     targets: Rows | None  # teacher embeddings of the training images (clean, recorded)
     gallery: Rows  # teacher embeddings of the gallery
     teacher_fingerprint: str
+
+    def gallery_embeddings(self, device: torch.device) -> Tensor:
+        """All of the teacher's gallery, raw: (G, D)."""
+        return torch.from_numpy(self.gallery(np.arange(len(self.gallery)))).to(device)
 
 
 def check(recipe: AsymmetricRecipe, weights: dict[str, float], workers: int = 1) -> None:
@@ -154,6 +158,7 @@ def teacher_folder(recipe: AsymmetricRecipe, place: Place, progress: Progress = 
 
 def prepare(recipe: AsymmetricRecipe, place: Place, progress: Progress = silent) -> dict[str, Any]:
     """Index, pixel caches, teacher embeddings; returns what the record says about them."""
+    device = embedding.default_device()
     prepared = _open(recipe, place, progress, verify=True)
     facts = embedding.plain_facts(prepared.data) | {
         "teacher_fingerprint": prepared.teacher_fingerprint,
@@ -162,13 +167,12 @@ def prepare(recipe: AsymmetricRecipe, place: Place, progress: Progress = silent)
     }
     if prepared.targets is not None:
         facts["target_cache"] = prepared.targets.folder.name
-    gallery_GD = torch.from_numpy(prepared.gallery(np.arange(len(prepared.gallery))))
+    gallery_GD = prepared.gallery_embeddings(device)
     if prepared.data.leave_one_out:
         query_QD = gallery_GD
     else:
-        teacher, _ = _load_teacher(recipe, place)
         source = embedding.frames(recipe, prepared.data.query, recipe.teacher_size, place, progress)
-        query_QD = embedding.embed(teacher.to(_device()), source, len(prepared.data.query), _device()).cpu()
+        query_QD = embedding.embed(prepared.teacher.to(device), source, len(prepared.data.query), device)
     facts["teacher_metrics"] = embedding.score(prepared.data, query_QD, gallery_GD).log("teacher")
     return facts
 
@@ -181,17 +185,9 @@ def experiment(
     train = prepared.data.train
     repo, distilling = _supervised(recipe), any(weights(recipe).values())
     student = embedding.build_student(recipe, train.num_identities if repo else 0)
-    task = AsymmetricDistillation(recipe, student, prepared.teacher if distilling else None, weights, terms).to(device)
-    labels = torch.from_numpy(train.labels)
-
-    def load_labelled(request) -> Batch:
-        indices, draws = request
-        return {
-            "frames": torch.as_tensor(prepared.train(indices)),
-            "draws": torch.from_numpy(draws),
-            "label": labels[indices],
-            "names": embedding.names_of(train, indices),
-        }
+    teacher = prepared.teacher if distilling and recipe.views == "online" else None
+    task = AsymmetricDistillation(recipe, student, teacher, weights, terms).to(device)
+    load_labelled = embedding.labelled_loader(prepared.train, train)
 
     def load_distill(request) -> Batch:
         indices, draws, teacher_draws, view = request
@@ -226,37 +222,32 @@ def experiment(
             requests = ((None, request) for request in distill)
         return fetch(load, requests, recipe.loader_workers if decodes else 0)
 
-    gallery_GD = torch.from_numpy(prepared.gallery(np.arange(len(prepared.gallery)))).to(device)
+    gallery_GD = prepared.gallery_embeddings(device)
     labelled_images = recipe.identities_per_batch * recipe.images_per_identity if repo else 0
-    return Experiment(
-        task=task,
-        optimizer=embedding.optimizer(recipe, task),
-        epochs=recipe.epochs,
-        learning_rate=lambda epoch: embedding.learning_rate(recipe, epoch),
-        batches=batches,
+    return embedding.experiment(
+        recipe,
+        task,
+        device,
+        batches,
         evaluate=lambda task: _evaluate(recipe, prepared, place, gallery_GD, task, device),
-        precision=embedding.networks_precision(recipe, device),
-        compile=recipe.compile,
-        clip_norm=recipe.clip_norm,
-        evaluate_every=recipe.evaluate_every,
         images_per_step=labelled_images + (recipe.batch_size if distilling else 0),
     )
 
 
 def evaluate_student(student: Embedder, recipe: AsymmetricRecipe, place: Place) -> dict[str, float]:
     """Metrics of a stored student, recomputed from images and the teacher's gallery."""
-    prepared = _open(recipe, place)
-    gallery_GD = torch.from_numpy(prepared.gallery(np.arange(len(prepared.gallery)))).to(_device())
-    return _evaluate(recipe, prepared, place, gallery_GD, Task(student.to(_device())), _device())
+    prepared, device = _open(recipe, place), embedding.default_device()
+    gallery_GD = prepared.gallery_embeddings(device)
+    return _evaluate(recipe, prepared, place, gallery_GD, Task(student.to(device)), device)
 
 
 def panel(student: Embedder, recipe: AsymmetricRecipe, place: Place, queries: int = 6, results: int = 10) -> Panel:
     """A few queries, spread over the set, with their first results."""
-    prepared = _open(recipe, place)
+    prepared, device = _open(recipe, place), embedding.default_device()
     data = prepared.data
     chosen = np.unique(np.linspace(0, len(data.query) - 1, queries).astype(int))
-    query_QD = student.to(_device())(normalised(torch.as_tensor(prepared.query(chosen)).to(_device()))).detach()
-    gallery_GD = torch.from_numpy(prepared.gallery(np.arange(len(prepared.gallery)))).to(_device())
+    query_QD = student.to(device)(normalised(torch.as_tensor(prepared.query(chosen)).to(device))).detach()
+    gallery_GD = prepared.gallery_embeddings(device)
     removed_QG = np.zeros((len(chosen), len(data.gallery)), bool)
     if data.leave_one_out:
         removed_QG[np.arange(len(chosen)), chosen] = True
@@ -336,7 +327,7 @@ def _open(recipe: AsymmetricRecipe, place: Place, progress: Progress = silent, v
         data=data,
         train=embedding.frames(recipe, data.train, recipe.student_size, place, progress, verify),
         query=embedding.frames(recipe, data.query, recipe.student_size, place, progress, verify),
-        teacher=teacher if recipe.views == "online" else None,
+        teacher=teacher,
         teacher_train=teacher_train if recipe.views == "online" else None,
         targets=targets,
         gallery=gallery,
@@ -429,25 +420,23 @@ def _load_teacher(recipe: AsymmetricRecipe, place: Place) -> tuple[Embedder, str
     return teacher, cache.weights_hash(teacher)
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @torch.inference_mode()
 def _embed_clean(teacher: Embedder, source: Rows | Frames, rows: np.ndarray) -> Iterator[tuple[Tensor, None]]:
-    teacher = teacher.to(_device())
+    device = embedding.default_device()
+    teacher = teacher.to(device)
     for start in range(0, len(rows), 256):
-        yield teacher(normalised(torch.as_tensor(source(rows[start : start + 256])).to(_device()))), None
+        yield teacher(normalised(torch.as_tensor(source(rows[start : start + 256])).to(device))), None
 
 
 @torch.inference_mode()
 def _embed_recorded(
     recipe: AsymmetricRecipe, teacher: Embedder, source: Rows | Frames, rows: np.ndarray
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    teacher, augment = teacher.to(_device()), embedding.augmentation(recipe)
+    device, augment = embedding.default_device(), embedding.augmentation(recipe)
+    teacher = teacher.to(device)
     height, width = recipe.teacher_size
     draws = augment.draw(len(rows), width / height, (recipe.teacher_seed, 7))
     for start in range(0, len(rows), 256):
         part = slice(start, start + 256)
-        frames = torch.as_tensor(source(rows[part] // recipe.num_views)).to(_device())
+        frames = torch.as_tensor(source(rows[part] // recipe.num_views)).to(device)
         yield teacher(augment(frames, torch.from_numpy(draws[part]), recipe.teacher_pad)), draws[part]

@@ -7,7 +7,7 @@ batch-hard triplet loss on the pooled feature, on a batch of P identities × K i
 # Shape legend: B = images of one rank's batch, D = embedding width, C = classes.
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -26,7 +26,7 @@ from orchestrator.datasets.augmentation import DRAWS, Augmentation, normalised
 from orchestrator.datasets.images import Frames, ImageSet, RetrievalData
 from orchestrator.datasets.sampling import identity_batches, own_part
 from orchestrator.evaluation.retrieval import RetrievalMetrics, evaluate
-from orchestrator.method import Count, Losses, Place, Positive, Probability, Range, Task, Weight
+from orchestrator.method import Batch, Count, Experiment, Losses, Place, Positive, Probability, Range, Task, Weight
 
 Pixels = Annotated[tuple[int, int], Range(8)]
 Whole = Annotated[int, Range(0)]
@@ -184,6 +184,48 @@ def labelled_requests(
         yield own_part(indices, rank, world), own_part(own.swapaxes(0, 1), rank, world).swapaxes(0, 1)
 
 
+def labelled_loader(
+    pixels: "cache.Rows | Frames", images: ImageSet
+) -> Callable[[tuple[np.ndarray, np.ndarray]], Batch]:
+    """Turns a labelled request (image numbers, draws) into what :func:`supervised_losses` is given."""
+    labels = torch.from_numpy(images.labels)
+
+    def load(request: tuple[np.ndarray, np.ndarray]) -> Batch:
+        indices, draws = request
+        return {
+            "frames": torch.as_tensor(pixels(indices)),
+            "draws": torch.from_numpy(draws),
+            "label": labels[indices],
+            "names": names_of(images, indices),
+        }
+
+    return load
+
+
+def experiment(
+    recipe: EmbeddingRecipe,
+    task: Task,
+    device: torch.device,
+    batches: Callable[[int], Iterator[Batch]],
+    evaluate: Callable[[Task], dict[str, float]],
+    images_per_step: int,
+) -> Experiment:
+    """The training job of a task with the recipe's optimiser, schedule and precision."""
+    return Experiment(
+        task=task,
+        optimizer=optimizer(recipe, task),
+        epochs=recipe.epochs,
+        learning_rate=lambda epoch: learning_rate(recipe, epoch),
+        batches=batches,
+        evaluate=evaluate,
+        precision=networks_precision(recipe, device),
+        compile=recipe.compile,
+        clip_norm=recipe.clip_norm,
+        evaluate_every=recipe.evaluate_every,
+        images_per_step=images_per_step,
+    )
+
+
 def supervised_losses(recipe: EmbeddingRecipe, student: Embedder, images_BCHW: Tensor, label_B: Tensor) -> Losses:
     """Cross-entropy on the classifier's logits and triplet on the pooled feature, over the batch of all ranks."""
     pooled_BC, embedding_BD = student.parts(images_BCHW)
@@ -226,6 +268,10 @@ def score(data: RetrievalData, query_QD: Tensor, gallery_GD: Tensor) -> Retrieva
     return evaluate(
         query_QD, gallery_GD, data.query.identity, data.gallery.identity, *cameras, leave_one_out=data.leave_one_out
     )
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def names_of(images: ImageSet, indices: np.ndarray) -> list[str]:

@@ -51,32 +51,18 @@ def experiment(recipe: Recipe, place: Place, rank: int, world: int, device: torc
     data = embedding.load_data(recipe, place)
     task = Supervised(recipe, embedding.build_student(recipe, data.train.num_identities)).to(device)
     pixels = embedding.frames(recipe, data.train, recipe.student_size, place)
-    labels = torch.from_numpy(data.train.labels)
-
-    def load(request) -> Batch:
-        indices, draws = request
-        return {
-            "frames": torch.as_tensor(pixels(indices)),
-            "draws": torch.from_numpy(draws),
-            "label": labels[indices],
-            "names": embedding.names_of(data.train, indices),
-        }
+    load = embedding.labelled_loader(pixels, data.train)
 
     def batches(epoch: int) -> Iterator[Batch]:
         requests = embedding.labelled_requests(recipe, data.train, epoch, rank, world)
         return fetch(load, requests, recipe.loader_workers if isinstance(pixels, Frames) else 0)
 
-    return Experiment(
-        task=task,
-        optimizer=embedding.optimizer(recipe, task),
-        epochs=recipe.epochs,
-        learning_rate=lambda epoch: embedding.learning_rate(recipe, epoch),
-        batches=batches,
+    return embedding.experiment(
+        recipe,
+        task,
+        device,
+        batches,
         evaluate=lambda task: evaluate(recipe, data, place, task, device),
-        precision=embedding.networks_precision(recipe, device),
-        compile=recipe.compile,
-        clip_norm=recipe.clip_norm,
-        evaluate_every=recipe.evaluate_every,
         images_per_step=recipe.identities_per_batch * recipe.images_per_identity,
     )
 
@@ -101,7 +87,7 @@ def check(recipe: Recipe, workers: int = 1) -> None:
 
 def evaluate_student(student: Embedder, recipe: Recipe, place: Place) -> dict[str, float]:
     """Metrics of a stored network, recomputed from images."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = embedding.default_device()
     data = embedding.load_data(recipe, place)
     return evaluate(recipe, data, place, Task(student.to(device)), device)
 
