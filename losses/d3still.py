@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from losses.similarity import check_pair, unit_pair
+from losses.similarity import check_pair, full_precision, unit_pair
 
 # Rows × columns² that may be alive at once in the all-pairs terms: 2^26 float32 numbers are 256 MiB a tensor.
 _PAIRS_AT_ONCE = 2**26
@@ -50,7 +50,7 @@ def feature_term(student_BD: Tensor, teacher_BD: Tensor, reading: Literal["A", "
     0.5
     """
     check_pair(student_BD, teacher_BD)
-    with _full_precision(student_BD):
+    with full_precision(student_BD):
         student_BD, teacher_BD = unit_pair(student_BD, teacher_BD)
         gap_B = (student_BD * teacher_BD).sum(dim=1) - 1
         if reading == "A":
@@ -107,7 +107,7 @@ def relation_terms(
             f"top_k must be between 2 and the {len(student_BD)} images of the batch, got {top_k}; "
             f"lower top_k or enlarge the batch"
         )
-    with _full_precision(student_BD):
+    with full_precision(student_BD):
         query_BB, gallery_BB = _similarities(student_BD, teacher_BD)
         if top_k is None:
             return _all_pairs(query_BB, gallery_BB, margin, ("inconsistent", "consistent"), skip_self=True, ties=ties)
@@ -141,7 +141,7 @@ def differential_term(student_BD: Tensor, teacher_BD: Tensor, margin: float = 0.
     check_pair(student_BD, teacher_BD)
     if margin <= 0:
         raise ValueError(f"margin must be above 0, got {margin}")
-    with _full_precision(student_BD):
+    with full_precision(student_BD):
         query_BB, gallery_BB = _similarities(student_BD, teacher_BD)
         (term,) = _all_pairs(query_BB, gallery_BB, margin, ("all",), skip_self=False, ties="drop")
         return term
@@ -164,13 +164,9 @@ def pairwise_term(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     1.4142135381698608
     """
     check_pair(student_BD, teacher_BD)
-    with _full_precision(student_BD):
+    with full_precision(student_BD):
         query_BB, gallery_BB = _similarities(student_BD, teacher_BD)
         return torch.linalg.vector_norm(query_BB - gallery_BB, dim=1).mean()
-
-
-def _full_precision(like: Tensor) -> torch.autocast:
-    return torch.autocast(like.device.type, enabled=False)
 
 
 def _similarities(student_BD: Tensor, teacher_BD: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,13 @@
 """Cosine similarities as every relational loss here needs them."""
 
-# Shape legend: B = batch, D = embedding width.
+# Shape legend: B = batch, D = embedding width, K = kept neighbours.
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def unit_rows(embedding_BD: Tensor) -> Tensor:
@@ -50,3 +53,46 @@ def check_pair(student_BD: Tensor, teacher_BD: Tensor, least: int = 1) -> None:
         )
     if len(student_BD) < least:
         raise ValueError(f"this loss compares images with each other and needs at least {least}, got {len(student_BD)}")
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """A context in which nothing is computed below float32, also where autocast is on around it."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def nearest_similarities(student_BD: Tensor, teacher_BD: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Similarities to the teacher's ``top_k`` nearest images of the batch, nearest first: S^q and S^g, (B, K).
+
+    S^q_ij = cos(student_i, teacher_j), S^g_ij = cos(teacher_i, teacher_j). The image itself counts as a
+    neighbour, normally the first. Equal similarities are taken in index order: unstable sorting, as in the
+    authors' code, makes the neighbours depend on the device.
+
+    Raises:
+        ValueError: top_k outside [1, B].
+
+    >>> e = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    >>> nearest_similarities(e, e, top_k=2)[1][0].tolist()
+    [1.0, 0.6000000238418579]
+    """
+    if not 1 <= top_k <= len(teacher_BD):
+        raise ValueError(
+            f"top_k must be between 1 and the {len(teacher_BD)} images of the batch, got {top_k}; "
+            f"lower top_k or enlarge the batch"
+        )
+    with full_precision(student_BD):
+        student_BD, teacher_BD = unit_pair(student_BD, teacher_BD)
+        query_BB, gallery_BB = student_BD @ teacher_BD.T, teacher_BD @ teacher_BD.T
+    nearest_BK = gallery_BB.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+    return query_BB.gather(1, nearest_BK), gallery_BB.gather(1, nearest_BK)
+
+
+def in_chunks(rows_at_once: int, function: Callable[..., Tensor], *by_row: Tensor) -> Tensor:
+    """``function(*by_row)`` on a few rows at a time, recomputed in the backward pass: memory for one chunk only.
+
+    The function maps tensors of R rows each to one value per row; the values come back in order.
+
+    >>> in_chunks(2, lambda x: x * 2, torch.arange(3.0)).tolist()
+    [0.0, 2.0, 4.0]
+    """
+    chunks = zip(*(tensor.split(max(1, rows_at_once)) for tensor in by_row), strict=True)
+    return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
