@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.datasets.images import Frames, ImageSet, decode, digest, fetch
+from orchestrator.evaluation import retrieval
 
 FORMAT = 1
 _BATCH_BYTES = 32 * 2**20  # of one record batch
@@ -250,7 +251,7 @@ def embeddings(
     images: ImageSet,
     teacher: str,
     transform: Mapping[str, Any],
-    embed: Callable[[np.ndarray], Iterator[tuple[Tensor, np.ndarray | None]]],
+    embed: Callable[[np.ndarray], Iterator[Mapping[str, Tensor | np.ndarray]]],
     root: str | Path,
     views: int = 1,
     progress: Progress = silent,
@@ -261,9 +262,10 @@ def embeddings(
     Args:
         images: indexed set; its fingerprint is part of the cache's.
         teacher: fingerprint of the teacher's weights.
-        transform: JSON description of what happens to an image before the teacher sees it.
-        embed: maps row numbers to (embeddings, draws or None) blocks in order; draws are stored beside them
-            in the column "draws".
+        transform: JSON description of what happens to an image before the teacher sees it, and of what is stored
+            beside its embedding.
+        embed: maps row numbers to blocks of columns in order: "value", the embedding, and whatever else belongs
+            to the row, such as the "draws" of its view.
     """
     made_from = {"images": images.fingerprint, "teacher": teacher, "transform": dict(transform), "views": views,
                  "dtype": "float32", "normalised": False}  # fmt: skip
@@ -271,13 +273,34 @@ def embeddings(
 
     def blocks() -> Iterator[Block]:
         done = 0
-        for embedding, draws in embed(np.arange(rows)):
-            done += len(embedding)
+        for columns in embed(np.arange(rows)):
+            done += len(columns["value"])
             progress(f"teacher embeddings of {images.name}" + (f", {views} views" if views > 1 else ""), done, rows)
-            block = {"value": embedding.float().cpu().numpy()}
-            yield block if draws is None else {**block, "draws": draws}
+            yield {name: v.cpu().numpy() if isinstance(v, Tensor) else v for name, v in columns.items()}
 
     return ensure(root, "embeddings", made_from, blocks, verify)
+
+
+def neighbours(embedded: Rows, top_k: int, root: str | Path, progress: Progress = silent, verify: bool = False) -> Rows:
+    """Every image's nearest images of the whole set by the teacher: columns "index" (K,) int32, "cosine" (K,).
+
+    K is ``top_k`` rounded up to a power of two (at least 256, at most all images): a sweep over top_k shares one
+    table, of which it reads the first columns.
+
+    Args:
+        embedded: the teacher's clean embeddings of the set; its fingerprint is part of the cache's.
+    """
+    count = min(len(embedded), max(256, 1 << (top_k - 1).bit_length()))
+    made_from = {"embeddings": embedded.manifest["fingerprint"], "neighbours": count}
+
+    def blocks() -> Iterator[Block]:
+        done, rows = 0, np.arange(len(embedded))
+        for index, cosine in retrieval.neighbours(embedded(rows), count):
+            done += len(index)
+            progress(f"{count} nearest of the training set", done, len(embedded))
+            yield {"index": index, "cosine": cosine}
+
+    return ensure(root, "neighbours", made_from, blocks, verify)
 
 
 def file_hash(path: Path) -> str:

@@ -96,6 +96,13 @@ class ImageSet:
     def num_identities(self) -> int:
         return len(np.unique(self.identity))
 
+    def part(self, chosen: np.ndarray, name: str) -> "ImageSet":
+        """The images of a mask, as a set of another name."""
+        keys = tuple(key for key, c in zip(self.keys, chosen, strict=True) if c)
+        camera = None if self.camera is None else self.camera[chosen]
+        reader = Folder(self.reader.root, keys) if isinstance(self.reader, Folder) else self.reader
+        return ImageSet(name, keys, self.identity[chosen], reader, camera)
+
 
 @dataclass(frozen=True)
 class RetrievalData:

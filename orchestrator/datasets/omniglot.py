@@ -29,9 +29,9 @@ def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
         return RetrievalData(train=background, query=test, gallery=test, leave_one_out=True)
     alphabets = np.array([key.split("/")[1] for key in background.keys])
     held_out = np.isin(alphabets, np.unique(alphabets)[-_VALIDATION_ALPHABETS:])
-    validation = _part(background, held_out, "omniglot/validation")
+    validation = background.part(held_out, "omniglot/validation")
     return RetrievalData(
-        train=_part(background, ~held_out, "omniglot/train-part"),
+        train=background.part(~held_out, "omniglot/train-part"),
         query=validation,
         gallery=validation,
         leave_one_out=True,
@@ -61,8 +61,3 @@ def _read(data_root: str, part: str) -> ImageSet:
     camera = np.array([int(key.rsplit("_", 1)[1].removesuffix(".png")) for key in keys], dtype=np.int64)
     name = "train" if part == "background" else "test"
     return ImageSet(f"omniglot/{name}", tuple(keys), identity, Zip(str(path)), camera)
-
-
-def _part(images: ImageSet, chosen: np.ndarray, name: str) -> ImageSet:
-    keys = tuple(key for key, c in zip(images.keys, chosen, strict=True) if c)
-    return ImageSet(name, keys, images.identity[chosen], images.reader, images.camera[chosen])

@@ -13,8 +13,9 @@ irrelevant images above it, which a histogram over the intervals between relevan
 """
 
 # Shape legend: Q = queries, G = gallery, D = embedding width, B = queries of one block,
-# P = most relevant images of any query of the block.
+# P = most relevant images of any query of the block, N = training images, K = neighbours.
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -157,6 +158,39 @@ def nearest(
     if not 1 <= count <= left:
         raise ValueError(f"count must be between 1 and the {left} gallery images that are left, got {count}")
     return similarity_QG.argsort(dim=1, descending=True, stable=True)[:, :count].cpu().numpy()
+
+
+def neighbours(
+    embedding_ND: Tensor | np.ndarray, count: int, block_bytes: int = _BLOCK_BYTES // 4
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every row's ``count`` nearest rows, itself included: blocks of (indices int32, cosines float32), (B, count).
+
+    Nearest first, ties by index. Memory: the rows once more, normalised, and one block of similarities.
+
+    Raises:
+        ValueError: count outside [1, N], or embeddings that are not finite.
+
+    >>> index, cosine = next(neighbours(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.8, 0.6]]), count=2))
+    >>> index.tolist()
+    [[0, 2], [1, 2], [2, 1]]
+    """
+    unit_ND = _unit(embedding_ND, "training")
+    del embedding_ND  # the caller may have left it to us
+    if not 1 <= count <= len(unit_ND):
+        raise ValueError(f"count must be between 1 and the {len(unit_ND)} training images, got {count}")
+    rows = max(1, min(len(unit_ND), block_bytes // (4 * len(unit_ND))))
+    for block_BD in unit_ND.split(rows):
+        similarity_BN = block_BD @ unit_ND.T
+        cosine_BK, index_BK = similarity_BN.topk(count, dim=1)
+        # topk takes any of several equal ones: where the last is tied with one left out, the whole row is sorted.
+        tied_B = (similarity_BN >= cosine_BK[:, -1:]).sum(dim=1) > count
+        order_BK = index_BK.argsort(dim=1)
+        cosine_BK, index_BK = cosine_BK.gather(1, order_BK), index_BK.gather(1, order_BK)
+        cosine_BK, order_BK = cosine_BK.sort(dim=1, descending=True, stable=True)
+        index_BK = index_BK.gather(1, order_BK)
+        for row in tied_B.nonzero().flatten().tolist():
+            index_BK[row] = similarity_BN[row].argsort(descending=True, stable=True)[:count]
+        yield index_BK.int().cpu().numpy(), cosine_BK.cpu().numpy()
 
 
 def _relevant_ranks(similarity_BG: Tensor, relevant_BG: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,12 @@
+"""MSMT17 V2: the release with blurred faces. As :mod:`orchestrator.datasets.msmt17`, in other folders:
+
+<data-root>/mask_train_v2/<pid>/….jpg, mask_test_v2/<pid>/….jpg
+"""
+
+from orchestrator.datasets import msmt17
+from orchestrator.datasets.images import RetrievalData
+
+
+def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
+    """Raises as :func:`orchestrator.datasets.msmt17.load`."""
+    return msmt17.read("msmt17_v2", data_root, evaluate_on, {"train": "mask_train_v2", "test": "mask_test_v2"})
