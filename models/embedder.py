@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
@@ -70,7 +71,32 @@ class Embedder(nn.Module):
             return self.neck(pooled_BC if pooled_BC.dtype == torch.float64 else pooled_BC.float())
 
     def pool(self, images_BCHW: Tensor) -> Tensor:
-        features = self.backbone.forward_features(images_BCHW)
+        return self._pooled(self.backbone.forward_features(images_BCHW))
+
+    def with_map(self, images_BCHW: Tensor, stage: int) -> tuple[Tensor, Tensor]:
+        """(embedding (B, D), map of backbone stage 1 … 4 (B, C, H, W)) of one forward pass."""
+        last = len(self.backbone.feature_info) - 1
+        features, (map_BCHW,) = self.backbone.forward_intermediates(
+            images_BCHW, indices=[last - 4 + stage], output_fmt="NCHW"
+        )
+        return self._embed(self._pooled(features)), map_BCHW
+
+    def local(self, images_BCHW: Tensor, grids: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
+        """(embedding (B, D), for every grid size p the embeddings of its p × p positions (B, p², D)).
+
+        The last map is averaged over each position's area and sent through the neck, as the whole image is.
+        Square grids also over oblong maps, where columns or rows repeat.
+        """
+        map_BCHW = self.backbone.forward_features(images_BCHW)
+        if map_BCHW.ndim != 4:
+            raise ValueError(f"{self.config.backbone} has no feature map, so it has no local embeddings")
+        if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
+            map_BCHW = map_BCHW.permute(0, 3, 1, 2)
+        cells = [F.adaptive_avg_pool2d(map_BCHW, (p, p)).flatten(2).transpose(1, 2) for p in grids]
+        local = [self._embed(c.flatten(0, 1)).view(*c.shape[:2], -1) for c in cells]
+        return self._embed(map_BCHW.mean(dim=(2, 3))), local
+
+    def _pooled(self, features: Tensor) -> Tensor:
         if features.ndim == 3:  # tokens of a vision transformer: the backbone knows its class token
             return self.backbone.forward_head(features, pre_logits=True)
         channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from models.embedder import Embedder, EmbedderConfig, retrieval_config
 from orchestrator.datasets.augmentation import MEAN, STD
@@ -43,8 +44,13 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def save_model(folder: str | Path, model: Embedder, facts: Mapping[str, Any], name: str = "student") -> None:
-    """``<name>.safetensors`` (weights, no classifier) and ``<name>.json`` (how to build and feed it)."""
+def save_model(
+    folder: str | Path, model: Embedder, facts: Mapping[str, Any], name: str = "student", classifier: bool = False
+) -> None:
+    """``<name>.safetensors`` (weights, no classifier) and ``<name>.json`` (how to build and feed it).
+
+    With ``classifier`` also ``<name>.classifier.safetensors``, which losses on class predictions need of a teacher.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
@@ -72,6 +78,10 @@ def save_model(folder: str | Path, model: Embedder, facts: Mapping[str, Any], na
     partial = folder / f"{name}.safetensors.tmp-{os.getpid()}"
     save_file(weights, partial)
     os.replace(partial, folder / f"{name}.safetensors")
+    if classifier and model.classifier is not None:
+        partial = folder / f"{name}.classifier.safetensors.tmp-{os.getpid()}"
+        save_file({"weight": model.classifier.weight.detach().cpu().contiguous()}, partial)
+        os.replace(partial, folder / f"{name}.classifier.safetensors")
     # The configuration comes last: its presence says that the weights are whole.
     partial = folder / f"{name}.json.tmp-{os.getpid()}"
     partial.write_text(json.dumps(config, indent=1))
@@ -118,3 +128,22 @@ def load_model(path: str | Path, expected: EmbedderConfig | None = None) -> tupl
         )
     model.load_state_dict(weights)
     return model.eval(), stored.get("facts", {})
+
+
+def load_classifier(path: str | Path) -> nn.Linear | None:
+    """The classifier that :func:`save_model` stored beside a weights file, or None where there is none.
+
+    Raises:
+        ValueError: the file is no safetensors file with a matrix ``weight`` (classes, width).
+    """
+    file = Path(path).with_suffix(".classifier.safetensors")
+    if not file.is_file():
+        return None
+    try:
+        weight_CD = load_file(file)["weight"]
+        classes, width = weight_CD.shape
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{file} holds no matrix named weight (classes, width): {error}") from error
+    classifier = nn.Linear(width, classes, bias=False)
+    classifier.load_state_dict({"weight": weight_CD})
+    return classifier

@@ -189,7 +189,7 @@ def _names(batch: Any) -> list[str]:
 
 
 def _is_teacher(key: str) -> bool:
-    return key.startswith("teacher.")
+    return key.startswith("teacher")
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -34,9 +34,9 @@ class Losses(NamedTuple):
 class Task(nn.Module):
     """A student in training, its frozen teacher (or none), and the losses between them.
 
-    Sub-modules named ``teacher`` are left out of checkpoints; everything else, projectors and buffers (banks,
-    queues, thresholds) included, is in them. ``forward`` maps one batch to :class:`Losses`, computed over the
-    whole batch of all ranks: gather embeddings with ``orchestrator.distributed.gather`` first.
+    Sub-modules whose names begin with ``teacher`` are left out of checkpoints; everything else, projectors and
+    buffers (banks, queues, thresholds) included, is in them. ``forward`` maps one batch to :class:`Losses`, computed
+    over the whole batch of all ranks: gather embeddings with ``orchestrator.distributed.gather`` first.
     """
 
     student: nn.Module
@@ -101,6 +101,7 @@ class Method:
     experiment: Callable[[Any, Place, int, int, Any], Experiment]  # recipe, place, rank, world size, device
     # Names of recipe fields that change what `prepare` builds; all others may vary inside one sweep.
     prepared_by: frozenset[str] = field(default_factory=frozenset)
+    preparation: str = ""  # what kind is prepared: methods of one kind share it where those fields are equal
     has_teacher: bool = False
     # What must be trained first, as (method name, recipe) of a teacher; None when there is nothing to train.
     teacher: Callable[[Any, Place], tuple[str, Any] | None] = lambda recipe, place: None

@@ -17,12 +17,12 @@ def main(
 ) -> None:
     """Trains the teacher (once: a teacher is found again by its recipe and its training images)."""
     found = find.method(method)
-    recipe, place = command.resolve(command.single(method), on, command.parse_settings(settings), None, data_root)
+    recipes, place = command.resolve(command.single(method), on, command.parse_settings(settings), None, data_root)
     if not found.has_teacher:
         raise ValueError(f"{method} has no teacher")
     with on_ray.cluster():
         gpus = on_ray.default_gpus() if gpus_per_worker is None else gpus_per_worker
-        folder = command.train_teacher(method, recipe, on, place, workers, gpus)
+        folder = command.train_teacher(method, recipes[method], on, place, workers, gpus)
     console.print(f"teacher: {folder}/teacher.safetensors")
 
 

@@ -75,8 +75,10 @@ def tiny_teacher(tmp_path_factory) -> Path:
 
     torch.manual_seed(7)
     config = EmbedderConfig(backbone="resnet18", width=0.125, embedding_dim=16, image_size=(24, 24))
+    teacher = Embedder(config)
+    teacher.classifier = torch.nn.Linear(16, 16, bias=False)  # of the 16 training identities
     folder = tmp_path_factory.mktemp("teacher")
-    checkpoint.save_model(folder, Embedder(config), {}, "teacher")
+    checkpoint.save_model(folder, teacher, {}, "teacher", classifier=True)
     return folder / "teacher.safetensors"
 
 
@@ -86,7 +88,13 @@ def tiny_recipe(tiny_teacher):
     from orchestrator.method import changed
 
     settings = {**TINY, "teacher_weights": str(tiny_teacher)}
-    return lambda **changes: changed(find.recipe("d3still", "folder"), {**settings, **changes})
+
+    def recipe(method: str = "d3still", **changes):
+        base = find.recipe(method, "folder")
+        own = {k: v for k, v in {**settings, **changes}.items() if k in changes or hasattr(base, k)}
+        return changed(base, own)
+
+    return recipe
 
 
 @pytest.fixture(scope="session")

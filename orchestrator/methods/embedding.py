@@ -128,10 +128,9 @@ def student_config(recipe: EmbeddingRecipe, num_classes: int = 0) -> EmbedderCon
 
 
 def build_student(recipe: EmbeddingRecipe, num_classes: int) -> Embedder:
-    """A student with initial weights that depend on the seed alone; no classifier where no loss would train it."""
+    """A student with initial weights that depend on the seed alone; a classifier for ``num_classes`` above 0."""
     torch.manual_seed(recipe.seed)
-    classes = num_classes if recipe.cross_entropy else 0
-    return Embedder(student_config(recipe, classes), pretrained=recipe.pretrained)
+    return Embedder(student_config(recipe, num_classes), pretrained=recipe.pretrained)
 
 
 def networks_precision(recipe: EmbeddingRecipe, device: torch.device) -> Literal["float32", "bfloat16"]:

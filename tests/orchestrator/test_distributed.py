@@ -2,7 +2,6 @@
 
 import os
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -20,31 +19,31 @@ def join(rank: int, world: int, file: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
 
 
-def one_step(rank: int, world: int, file: str, values: dict, place: Place, out: str) -> None:
-    """Loss, terms and student gradient of the first step with batch norms frozen."""
+def first_steps(rank: int, world: int, file: str, jobs: dict[str, tuple[str, dict]], place: Place, out: str) -> None:
+    """Loss, terms and student gradient of every job's first step with batch norms frozen."""
     if world > 1:
         join(rank, world, file)
-    recipe = recipe_from(find.recipe("d3still", "folder"), values)
-    experiment = find.method("d3still").experiment(recipe, place, rank, world, CPU)
-    task = experiment.task.double()
-    task.train()
-    for module in task.modules():
-        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-            module.eval()  # its statistics are per worker; everything else must be exact
-    step = DistributedDataParallel(task) if world > 1 else task
-    augment = task.augment
-    task.augment = lambda *arguments: augment(*arguments).double()
-    losses = step(to_device(next(iter(experiment.batches(1))), CPU))
-    losses.total.backward()
+    found = {}
+    for name, (method, values) in jobs.items():
+        recipe = recipe_from(find.recipe(method, "folder"), values)
+        experiment = find.method(method).experiment(recipe, place, rank, world, CPU)
+        task = experiment.task.double()
+        task.train()
+        for module in task.modules():
+            if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+                module.eval()  # its statistics are per worker; everything else must be exact
+        step = DistributedDataParallel(task) if world > 1 else task
+        augment = task.augment
+        task.augment = lambda *arguments, augment=augment: augment(*arguments).double()
+        losses = step(to_device(next(iter(experiment.batches(1))), CPU))
+        losses.total.backward()
+        found[name] = {
+            "total": losses.total.detach(),
+            "terms": {k: v.detach() for k, v in losses.terms.items()},
+            "gradient": {k: p.grad for k, p in task.named_parameters() if p.grad is not None},
+        }
     if rank == 0:
-        torch.save(
-            {
-                "total": losses.total.detach(),
-                "terms": {k: v.detach() for k, v in losses.terms.items()},
-                "gradient": {k: p.grad for k, p in task.student.named_parameters() if p.grad is not None},
-            },
-            out,
-        )
+        torch.save(found, out)
     if world > 1:
         dist.destroy_process_group()
 
@@ -93,28 +92,55 @@ def run(function, world, tmp_path, *arguments):
     return out
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"beta": 0.3, "gamma": 0.2},
-        {"mode": "repo"},
-        {"views": "online", "pairwise": 1.0, "differential": 1.0},
-    ],
-    ids=["paper", "repo", "online"],
-)
-def test_two_workers_equal_one(changes, tiny_recipe, tiny_place, tmp_path):
-    recipe = tiny_recipe(**changes)
-    find.method("d3still").prepare(recipe, tiny_place)
-    values = recipe_dict(recipe)
-    two = torch.load(run(one_step, 2, tmp_path, values, tiny_place), weights_only=True)
-    torch.multiprocessing.spawn(one_step, (1, "", values, tiny_place, str(tmp_path / "one")), nprocs=1)
+JOBS = {
+    "d3still": ("d3still", {"beta": 0.3, "gamma": 0.2}),
+    "d3still repo": ("d3still", {"mode": "repo"}),
+    "d3still online": ("d3still", {"views": "online", "pairwise": 1.0, "differential": 1.0}),
+    "fitnet": ("fitnet", {}),
+    "vanillakd": ("vanillakd", {}),
+    "rkd": ("rkd", {}),
+    "pkt": ("pkt", {}),
+    "spkd": ("spkd", {}),
+    "cckd neighbour": ("cckd", {}),
+    "cckd kernel": ("cckd", {"form": "kernel"}),
+    "csd": ("csd", {}),
+    "csd whole set": ("csd", {"neighbours": "train", "top_k": 20}),
+    "raml": ("raml", {}),
+    "rop": ("rop", {}),
+    "rop whole set": ("rop", {"neighbours": "train", "top_k": 20}),
+    "aml regression": ("aml", {}),
+    "aml contrastive": ("aml", {"variant": "contrastive+", "together": 2}),
+    "aml triplet symmetric": ("aml", {"variant": "triplet", "together": 2, "symmetric": True}),
+    "ugd": ("ugd", {"student_size": "32x32"}),
+    "ugd online repo": ("ugd", {"views": "online", "mode": "repo"}),
+}
+
+
+def test_two_workers_equal_one(tiny_recipe, tiny_place, tmp_path):
+    """For every method: a loss over half a batch would have other neighbours, means and weights."""
+    assert {method for method, _ in JOBS.values()} == set(find.methods()) - {"supervised"}
+    jobs = {}
+    for name, (method, changes) in JOBS.items():
+        recipe = tiny_recipe(method, **changes)
+        find.method(method).check(recipe, 2)
+        find.method(method).prepare(recipe, tiny_place)
+        jobs[name] = method, recipe_dict(recipe)
+    two = torch.load(run(first_steps, 2, tmp_path, jobs, tiny_place), weights_only=True)
+    torch.multiprocessing.spawn(first_steps, (1, "", jobs, tiny_place, str(tmp_path / "one")), nprocs=1)
     one = torch.load(tmp_path / "one", weights_only=True)
-    torch.testing.assert_close(two["total"], one["total"], rtol=1e-5, atol=0)
-    for name, term in one["terms"].items():
-        torch.testing.assert_close(two["terms"][name], term, rtol=1e-5, atol=1e-9)
-    assert set(two["gradient"]) == set(one["gradient"])
-    for name, gradient in one["gradient"].items():
-        torch.testing.assert_close(two["gradient"][name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+    for name, expected in one.items():
+        found = two[name]
+        assert expected["total"] > 0 and set(found["terms"]) == set(expected["terms"]), name
+        torch.testing.assert_close(found["total"], expected["total"], rtol=1e-5, atol=0, msg=name)
+        for term, value in expected["terms"].items():
+            torch.testing.assert_close(found["terms"][term], value, rtol=1e-5, atol=1e-9, msg=f"{name}: {term}")
+        own = {k.removeprefix("module."): v for k, v in found["gradient"].items()}
+        assert set(own) == set(expected["gradient"]), name
+        for k, gradient in expected["gradient"].items():
+            allowed = 1e-5 * float(gradient.abs().max()) + 1e-12
+            torch.testing.assert_close(
+                own[k], gradient, rtol=1e-5, atol=allowed, msg=lambda m, at=f"{name}: {k}": f"{at}: {m}"
+            )
 
 
 def test_two_workers_train_evaluate_and_resume_exactly(tiny_recipe, tiny_place, tmp_path):

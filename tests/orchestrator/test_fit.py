@@ -1,5 +1,6 @@
 """The loop: an interrupted run ends like an uninterrupted one, bit for bit; a bad loss says where it was."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -86,15 +87,15 @@ def test_the_teacher_never_moves(tiny_recipe, tiny_place):
 def test_a_loss_that_is_not_finite_says_where_it_was(tiny_recipe, tiny_place, tmp_path):
     kept = []
     ex = experiment(tiny_recipe(), tiny_place)
-    terms = ex.task.terms
+    method = ex.task.method
 
-    def breaks(recipe, student, teacher):
-        found = terms(recipe, student, teacher)
+    def breaks(recipe, pairs):
+        found = method.terms(recipe, pairs)
         if len(kept) == 1:
             found["feature"] = found["feature"] * float("nan")
         return found
 
-    ex.task.terms = breaks
+    ex.task.method = dataclasses.replace(method, terms=breaks)
     with pytest.raises(
         NonFiniteLoss, match=r"not finite in epoch 2, step 1: feature = nan, .*images: train/0\d+/.* and 8 more"
     ):

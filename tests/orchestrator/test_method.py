@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator import find
 from orchestrator.method import Losses, Place, changed, did_you_mean, recipe_dict, recipe_from
+from orchestrator.methods import asymmetric
 
 
 def d3still():
@@ -71,7 +72,7 @@ def test_the_paper_s_recipes():
             120,
         )
         assert (r.mode, r.views, r.embedding_dim, r.pretrained) == ("paper", "online", 512, True)
-    repo = find.recipe("d3still", "cub200")
+    repo = find.recipe("d3still", "cub200_repo")
     assert (repo.mode, repo.batch_size, repo.student_size, repo.erase) == ("repo", 256, (128, 128), 0.0)
     assert (repo.alpha, repo.beta * 9, repo.gamma * 9) == pytest.approx((100, 5, 1))
 
@@ -89,9 +90,11 @@ def test_batches_must_divide_and_something_must_be_trained(tiny_recipe):
         check(tiny_recipe(mode="repo"), 16)
     with pytest.raises(ValueError, match="nothing to train on"):
         check(tiny_recipe(alpha=0, beta=0, gamma=0), 1)
-    with pytest.raises(ValueError, match="nothing to train on"):
+    with pytest.raises(ValueError, match="cross_entropy must be above 0: the triplet loss alone"):
         recipe = find.recipe("supervised", "demo")
-        find.method("supervised").check(changed(recipe, {"cross_entropy": 0, "triplet": 0}), 1)
+        find.method("supervised").check(changed(recipe, {"cross_entropy": 0}), 1)
+    with pytest.raises(ValueError, match="or only the triplet, which never reaches the neck"):
+        check(tiny_recipe(alpha=0, beta=0, gamma=0, mode="repo", cross_entropy=0), 1)
 
 
 def test_files_become_absolute_where_they_are_typed(tmp_path, monkeypatch):
@@ -100,8 +103,79 @@ def test_files_become_absolute_where_they_are_typed(tmp_path, monkeypatch):
 
 
 def test_a_data_set_without_reader_is_named():
-    with pytest.raises(ValueError, match="no data set reader 'sop'"):
-        find.method("d3still").check(find.recipe("d3still", "sop"), 1)
+    with pytest.raises(ValueError, match="no data set reader 'sob'; did you mean sop"):
+        find.method("d3still").check(dataclasses.replace(find.recipe("d3still", "sop"), dataset="sob"), 1)
+
+
+# Weights of the authors' code by benchmark and method, from their configurations.
+REPO = {
+    "fitnet": {"weight": (2, 5, 2, 5)},
+    "cckd": {"weight": (5, 10, 5, 5)},
+    "csd": {"weight": (10, 20, 5, 10)},
+    "raml": {"weight": (10, 20, 5, 10)},
+    "rop": {"weight": (1, 2, 0.5, 1)},
+    "pkt": {"weight": (30_000,) * 4},
+    "rkd": {"distance": (25,) * 4, "angle": (50,) * 4},
+    "vanillakd": {"weight": (1,) * 4, "temperature": (2,) * 4},
+    "ugd": {"alpha": (2, 5, 1, 3), "beta": (2,) * 4, "batch_size": (96,) * 4},
+    "d3still": {"alpha": (100, 200, 50, 100)},
+}
+PLACES = ("inshop_repo", "sop_repo_mobilenet", "msmt17_repo", "msmt17_repo_mobilenet")
+
+
+@pytest.mark.parametrize("method", REPO)
+def test_the_authors_weights(method):
+    for name, values in REPO[method].items():
+        assert tuple(getattr(find.recipe(method, p), name) for p in PLACES) == values
+    r = find.recipe(method, "msmt17_repo_large")
+    assert (r.mode, r.teacher_size, r.teacher_pad, r.student_size, r.student_pad) == (
+        "repo", (480, 240), 12, (160, 80), 4)  # fmt: skip
+    assert find.recipe(method, "cub200_repo").erase == 0 and r.erase == 0.5
+
+
+def test_special_weights_of_the_authors_code():
+    assert find.recipe("cckd", "msmt17_repo_large").weight == 2
+    assert find.recipe("ugd", "inshop_repo_swin").alpha == 5
+    assert (find.recipe("csd", "inshop").top_k, find.recipe("csd", "inshop_repo").top_k) == (96, 256)
+    swin = find.recipe("rop", "cub200_repo_swin")
+    assert (swin.teacher_optimizer, swin.teacher_learning_rate, swin.top_k) == ("adamw", 1e-4, 256)
+    raml = find.method("raml")
+    assert find.recipe("raml", "inshop").lambda2_slip is False and find.recipe("raml", "sop_repo").lambda2_slip is True
+    assert raml.paper.endswith("WACV 2023")
+
+
+@pytest.mark.parametrize("benchmark", list(find.method("fitnet").recipes))
+def test_methods_of_a_family_share_every_setting_but_their_own(benchmark):
+    """Equal budget: what is not a method's own number is the same for all of them."""
+    shared = {f.name for f in dataclasses.fields(asymmetric.AsymmetricRecipe)}
+    shared -= {"double_losses", "together"} | ({"batch_size"} if "_repo" in benchmark else set())
+    family = [m for m in find.methods() if m != "supervised"]
+    recipes = [{k: v for k, v in recipe_dict(find.recipe(m, benchmark)).items() if k in shared} for m in family]
+    assert all(r == recipes[0] for r in recipes)
+
+
+@pytest.mark.parametrize("method", [m for m in find.methods() if m != "supervised"])
+def test_every_method_refuses_a_batch_of_one(method):
+    recipe = find.recipe(method, "demo")
+    with pytest.raises(ValueError, match="batch_size must be at least 2, got 1"):
+        changed(recipe, {"batch_size": 1})
+    with pytest.raises(ValueError, match=r"leaves 60 workers fewer than 2 each|neighbours are taken"):
+        find.method(method).check(changed(recipe, {"batch_size": 60}), 60)
+
+
+def test_neighbours_and_tuples_that_cannot_be_had_are_refused():
+    csd, aml = find.recipe("csd", "demo"), find.recipe("aml", "demo")
+    with pytest.raises(ValueError, match=r"top_k \(121\) must be at most batch_size \(120\)"):
+        find.method("csd").check(changed(csd, {"top_k": 121}), 1)
+    find.method("csd").check(changed(csd, {"top_k": 121, "neighbours": "train"}), 1)
+    with pytest.raises(ValueError, match="variant=triplet needs images of one identity in the batch; set together"):
+        find.method("aml").check(changed(aml, {"variant": "triplet"}), 1)
+    with pytest.raises(ValueError, match="has no 5 negatives"):
+        find.method("aml").check(changed(aml, {"variant": "triplet", "together": 2, "batch_size": 6}), 1)
+    with pytest.raises(ValueError, match="symmetric=true needs another variant"):
+        find.method("aml").check(changed(aml, {"symmetric": True}), 1)
+    with pytest.raises(ValueError, match="must hold several identities of together"):
+        find.method("aml").check(changed(aml, {"together": 7}), 1)
 
 
 def test_names_are_found_by_file_with_near_ones_named():
@@ -120,18 +194,33 @@ def test_names_are_found_by_file_with_near_ones_named():
 
 
 @pytest.mark.parametrize("name", find.names("search_spaces"))
-def test_every_space_fits_its_method(name):
+def test_every_space_fits_its_methods(name):
     space = find.space(name)
-    method = find.method(space.method)
-    recipe = changed(method.recipes["demo"], dict(space.fix))
     assert space.question and find._module("search_spaces", name).__doc__
     for point in space.table():
-        method.check(changed(recipe, space.settings(point)), 1)
+        recipe = changed(find.recipe(space.method_of(point), "demo"), space.settings(point))
+        find.method(space.method_of(point)).check(recipe, 1)
     defaults = recipe_dict(find.recipe(space.method, "sop"))
     for field, bounds in space.tune.items():
         assert defaults[field] in bounds, "the paper's value must be inside the space"
     if space.start:
         assert dict(space.start[0]) == {field: defaults[field] for field in space.tune}
+
+
+def test_every_compared_method_has_its_space():
+    spaces = set(find.names("search_spaces"))
+    own = set(find.methods()) - {"supervised", "d3still"}
+    assert {f"{method}_weight" for method in own} <= spaces
+    assert set(find.space("asymmetric_baselines").methods) == own | {"d3still"}
+
+
+def test_a_cell_names_its_method():
+    space = find.space("asymmetric_baselines")
+    assert space.methods[0] == "d3still"
+    point = {"cell": "CSD whole set", "seed": 1}
+    assert space.method_of(point) == "csd"
+    assert space.settings(point) == {"evaluate_symmetric": True, "neighbours": "train", "seed": 1}
+    assert find.space("d3still_beta_gamma").methods == ("d3still",)
 
 
 def test_losses_weigh_named_terms():
