@@ -25,14 +25,14 @@ import models
 import orchestrator
 import search_spaces
 from orchestrator import find, on_ray, tracking
-from orchestrator.method import Place, changed, check_field, recipe_dict, recipe_from
+from orchestrator.method import Place, changed, check_field, recipe_dict
 from orchestrator.on_ray import Plan, TrialRecord
 from search_spaces._space import Choice, SearchSpace
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty())
 
 # Options of several commands, spelled once.
-ON = typer.Option("demo", "--on", help="Benchmark: demo, omniglot, folder, inshop, sop, msmt17, …", metavar="BENCHMARK")
+ON = typer.Option("demo", "--on", help="Benchmark: demo, omniglot, emoji, folder, inshop, …", metavar="BENCHMARK")
 DATA_ROOT = typer.Option("", "--data-root", help="Where the benchmark's files are.", metavar="DIR")
 SET = typer.Option([], "--set", help="A recipe field, such as --set alpha=50; may be repeated.", metavar="FIELD=VALUE")
 WORKERS = typer.Option(1, "--workers", help="Ray Train workers of one trial.", min=1)
@@ -52,7 +52,9 @@ def app(command: Callable[..., None]) -> Callable[[], None]:
             Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            Console(stderr=True).print("interrupted; --resume continues a sweep")
+            Console(stderr=True).print(
+                "interrupted; the same command with --resume goes on, without it where only the teacher had begun"
+            )
             raise typer.Exit(130) from None
 
     cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -88,45 +90,56 @@ def resolve(
     epochs: int | None,
     data_root: str,
     workers: int = 1,
-) -> tuple[Any, Place]:
-    """The base recipe of a sweep and its place, everything checked that can be checked without data.
+) -> tuple[dict[str, Any], Place]:
+    """The base recipe of every method of a sweep, and its place; everything checked that can be without data.
 
     Raises:
         ValueError: unknown names, values out of range, a tuned field that the command line also sets, or
             points of the space that the method refuses.
     """
-    recipe = find.recipe(space.method, benchmark)
-    method = find.method(space.method)
     settings = {**settings, **({"epochs": epochs} if epochs else {})}
     varied = {*space.tune, *space.fix, *(name for cell in space.cells.values() for name in cell)}
     varied |= {"seed"} if space.cells else set()
-    for name, value in settings.items():
-        if name in varied:
-            raise ValueError(f"{name} is what this sweep varies or fixes; it cannot also be set to {value}")
-        check_field(recipe, name, value)
-    recipe = changed(recipe, {**space.fix, **settings})
+    both = sorted(varied & set(settings))
+    if both:
+        raise ValueError(f"{both[0]} is what this sweep varies or fixes; it cannot also be set to {settings[both[0]]}")
+    recipes = {}
+    having = {name: [m for m in space.methods if hasattr(find.recipe(m, benchmark), name)] for name in settings}
+    for name, methods in having.items():
+        if methods and len(methods) < len(space.methods):
+            raise ValueError(f"{name} is a field of {', '.join(methods)} only, not of every method of this sweep")
+    for method in space.methods:
+        try:
+            recipes[method] = changed(find.recipe(method, benchmark), {**space.fix, **settings})
+        except ValueError as error:
+            raise ValueError(f"{error} (method {method})" if len(space.methods) > 1 else str(error)) from error
     for name, bounds in space.tune.items():
         for edge in bounds.options if isinstance(bounds, Choice) else (bounds.low, bounds.high):
-            check_field(recipe, name, edge)
+            check_field(recipes[space.method], name, edge)
     for point in [*space.table(), *_corners(space)] or [{}]:
-        method.check(changed(recipe, space.settings(point) if point else {}), workers)
+        method = space.method_of(point) if point else space.method
+        try:
+            find.method(method).check(changed(recipes[method], space.settings(point) if point else {}), workers)
+        except ValueError as error:
+            row = f" (row {point['cell']})" if len(space.cells) > 1 else ""
+            raise ValueError(f"{error}{row}") from error
     if data_root and not Path(data_root).is_dir():
         raise ValueError(f"--data-root {data_root} is not a directory")
-    return recipe, Place(storage=storage(), data_root=str(Path(data_root).absolute()) if data_root else "")
+    return recipes, Place(storage=storage(), data_root=str(Path(data_root).absolute()) if data_root else "")
 
 
 def make_plan(
-    name: str, space: SearchSpace, title: str, benchmark: str, recipe: Any, place: Place, trials: int,
+    name: str, space: SearchSpace, title: str, benchmark: str, recipes: Mapping[str, Any], place: Place, trials: int,
     concurrent: int | None, workers: int, gpus: float | None,
 ) -> Plan:  # fmt: skip
     """A new sweep with its own folder. Needs a running cluster; prepares data, teacher and caches first."""
     gpus = on_ray.default_gpus() if gpus is None else gpus
     concurrent = on_ray.check_resources(workers, gpus, concurrent)
-    prepared = _prepare_all(space, benchmark, recipe, place, workers, gpus)
+    prepared = _prepare_all(space, benchmark, recipes, place, workers, gpus)
     folder = _new_folder(place, f"{name}-{benchmark}")
     plan = Plan(
-        folder=str(folder), space=name, title=title, benchmark=benchmark, method=space.method,
-        recipe=recipe_dict(recipe), place=dataclasses.asdict(place),
+        folder=str(folder), space=name, title=title, benchmark=benchmark,
+        recipes={method: recipe_dict(recipe) for method, recipe in recipes.items()}, place=dataclasses.asdict(place),
         tracking_uri=tracking.tracking_uri(place.storage), trials=trials, workers=workers, gpus_per_worker=gpus,
         concurrent=min(concurrent, trials), facts={**code_facts(), "prepared": prepared},
         space_data=on_ray.space_data(space),
@@ -143,7 +156,10 @@ def save_plan(plan: Plan) -> None:
 
 
 def read_plan(folder: Path) -> Plan:
-    return Plan(**json.loads((folder / "plan.json").read_text()))
+    data = json.loads((folder / "plan.json").read_text())
+    if "recipes" not in data:  # before 0.2 a sweep had one method
+        data["recipes"] = {data.pop("method"): data.pop("recipe")}
+    return Plan(**data)
 
 
 def latest_plan(name: str, benchmark: str | None = None) -> Plan:
@@ -159,7 +175,11 @@ def latest_plan(name: str, benchmark: str | None = None) -> Plan:
             found.append((path.stat().st_ctime_ns, int(plan.sweep.rsplit("-", 1)[1]), plan))
     if not found:
         where = f" on {benchmark}" if benchmark else ""
-        raise ValueError(f"no sweep {name}{where} in {storage()}; run python -m orchestrator.sweep {name} first")
+        single = name.removeprefix("train-") if name.startswith("train-") else ""
+        what, command = ("run", f"train {single}") if single else ("sweep", f"sweep {name}")
+        raise ValueError(
+            f"no {what} {single or name}{where} in {storage()}; run python -m orchestrator.{command} first"
+        )
     return max(found, key=lambda f: f[:2])[2]
 
 
@@ -192,9 +212,9 @@ def continued(plan: Plan, concurrent: int | None = None) -> Plan:
         ValueError: data or teacher are not those the sweep was started with.
     """
     space, place = on_ray.search_space(plan), Place(**plan.place)
-    recipe = recipe_from(find.recipe(plan.method, plan.benchmark), plan.recipe)
+    recipes = {method: plan.base_recipe(method) for method in plan.recipes}
     concurrent = on_ray.check_resources(plan.workers, plan.gpus_per_worker, concurrent or plan.concurrent)
-    prepared = _prepare_all(space, plan.benchmark, recipe, place, plan.workers, plan.gpus_per_worker)
+    prepared = _prepare_all(space, plan.benchmark, recipes, place, plan.workers, plan.gpus_per_worker)
     for key, facts in prepared.items():
         check_fingerprints(plan.facts["prepared"].get(key, {}), facts)
     plan = dataclasses.replace(plan, concurrent=concurrent, facts={**code_facts(), "prepared": prepared})
@@ -238,7 +258,8 @@ def train_teacher(method: str, recipe: Any, benchmark: str, place: Place, worker
             question = f"The teacher of {method} on {benchmark}."
             plan = make_plan(
                 f"teacher-{folder.name[:8]}", single(teacher_method, teacher_recipe.seed, question),
-                f"teacher on {benchmark}", teacher_recipe.dataset, teacher_recipe, place, 1, 1, workers, gpus,
+                f"teacher on {benchmark}", teacher_recipe.dataset, {teacher_method: teacher_recipe}, place, 1, 1,
+                workers, gpus,
             )  # fmt: skip
         else:
             console.print("[bold]teacher[/bold]: its training was interrupted and goes on")
@@ -344,28 +365,18 @@ def _corners(space: SearchSpace) -> list[dict[str, Any]]:
 
 
 def _prepare_all(
-    space: SearchSpace, benchmark: str, recipe: Any, place: Place, workers: int, gpus: float
+    space: SearchSpace, benchmark: str, recipes: Mapping[str, Any], place: Place, workers: int, gpus: float
 ) -> dict[str, Any]:
     """Teacher and caches of every distinct preparation the space needs: preparation -> facts for the record."""
-    method = find.method(space.method)
-    tuned = sorted(set(space.tune) & method.prepared_by)
-    if tuned:
-        options = space.tune[tuned[0]].options if isinstance(space.tune[tuned[0]], Choice) else ()
-        if len(tuned) > 1 or not options:
-            raise ValueError(f"{', '.join(tuned)} decides what is cached; only one such field may vary, as a Choice")
-        variants = [changed(recipe, {tuned[0]: option}) for option in options]
-    else:
-        variants = [changed(recipe, space.settings(point)) for point in (space.table() if space.cells else [])]
-        variants = list({on_ray.prepared_key(space.method, r): r for r in variants}.values()) or [recipe]
     prepared: dict[str, Any] = {}
-    for variant in variants:
+    for key, (name, variant) in _preparations(space, recipes).items():
         facts: dict[str, Any] = {}
-        if method.has_teacher and (folder := train_teacher(space.method, variant, benchmark, place, workers, gpus)):
+        if find.method(name).has_teacher and (folder := train_teacher(name, variant, benchmark, place, workers, gpus)):
             facts["teacher_run"] = json.loads((Path(folder) / "teacher.json").read_text())["facts"].get("run_id", "")
         started = time.monotonic()
         with PreparationBar() as bar:
-            facts |= on_ray.prepare(space.method, recipe_dict(variant), benchmark, place, gpus, bar)
-        prepared[on_ray.prepared_key(space.method, variant)] = facts
+            facts |= on_ray.prepare(name, recipe_dict(variant), benchmark, place, gpus, bar)
+        prepared[key] = facts
         console.print(f"  {facts['protocol']}", markup=False)
         teacher = facts.get("teacher_metrics", {})
         if teacher:
@@ -375,11 +386,31 @@ def _prepare_all(
     return prepared
 
 
+def _preparations(space: SearchSpace, recipes: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Key of every distinct preparation -> a method and recipe that needs it."""
+    tuned = sorted(set(space.tune) & find.method(space.method).prepared_by)
+    if tuned:
+        options = space.tune[tuned[0]].options if isinstance(space.tune[tuned[0]], Choice) else ()
+        if len(tuned) > 1 or not options:
+            raise ValueError(f"{', '.join(tuned)} decides what is cached; only one such field may vary, as a Choice")
+        variants = [(space.method, changed(recipes[space.method], {tuned[0]: option})) for option in options]
+    elif space.cells:
+        named = [(space.method_of(point), space.settings(point)) for point in space.table()]
+        variants = [(method, changed(recipes[method], settings)) for method, settings in named]
+    else:
+        variants = [(space.method, recipes[space.method])]
+    found: dict[str, tuple[str, Any]] = {}
+    for method, recipe in variants:
+        found.setdefault(on_ray.prepared_key(method, recipe), (method, recipe))
+    return found
+
+
 def _install_teacher(student: Path, folder: Path, facts: dict[str, Any]) -> None:
     from orchestrator import checkpoint
 
     model, stored = checkpoint.load_model(student)
-    checkpoint.save_model(folder, model, {**stored, **facts}, name="teacher")
+    model.classifier = checkpoint.load_classifier(student)
+    checkpoint.save_model(folder, model, {**stored, **facts}, name="teacher", classifier=True)
 
 
 def _new_folder(place: Place, stem: str) -> Path:

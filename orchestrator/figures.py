@@ -31,15 +31,15 @@ def draw_panel(panel: Panel) -> Figure:
 
 
 def curves(
-    title: str, ours: Sequence[tuple[float, float]], x_label: str,
+    title: str, ours: Sequence[tuple[float, float]], x_label: str, y_label: str,
     published: Mapping[str, Sequence[tuple[float, float]]], reference: float,
 ) -> Figure:  # fmt: skip
     """Our curve on the left; the published ones in a panel of their own, as differences to their value at
     ``reference``: other data sets live on other scales."""
     figure = Figure(figsize=(9 if published else 5, 3.4), layout="constrained")
     axes = figure.subplots(1, 2 if published else 1, squeeze=False)[0]
-    _line(axes[0], ours, "mAP", OURS)
-    axes[0].set(title=title, xlabel=x_label, ylabel="mAP (%)")
+    _line(axes[0], ours, y_label, OURS)
+    axes[0].set(title=title, xlabel=x_label, ylabel=f"{y_label} (%)")
     if published:
         for colour, (name, points) in zip((PUBLISHED, "#E69F00", "#CC79A7"), published.items(), strict=False):
             zero = dict(points).get(reference, 0.0)
@@ -54,7 +54,7 @@ def curves(
 def heat_map(
     title: str, x_label: str, y_label: str, value_label: str, points: Sequence[tuple[float, float, float, str]]
 ) -> Figure:
-    """Values over two tuned fields on logarithmic axes: coloured dots, stopped trials hollow."""
+    """Values over two tuned fields: coloured dots, stopped trials hollow; axes that span decades are logarithmic."""
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
     axis = figure.subplots()
     done = [p for p in points if p[3] == "completed"]
@@ -70,7 +70,10 @@ def heat_map(
         x, y, _, _ = zip(*stopped, strict=True)
         axis.scatter(x, y, s=120, facecolors="none", edgecolors=MUTED, linewidths=1.5, label="stopped early")
         axis.legend(loc="best", fontsize=8)
-    axis.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label, title=title)
+    axis.set(xlabel=x_label, ylabel=y_label, title=title)
+    for values, set_scale in (([p[0] for p in points], axis.set_xscale), ([p[1] for p in points], axis.set_yscale)):
+        if values and max(values) > 5 * min(values) > 0:
+            set_scale("log")
     return figure
 
 

@@ -73,8 +73,7 @@ class Plan:
     space: str  # file name in search_spaces, or a title for single runs
     title: str  # the MLflow experiment
     benchmark: str
-    method: str
-    recipe: dict[str, Any]  # the base recipe of all trials
+    recipes: dict[str, dict[str, Any]]  # method -> the base recipe of its trials
     place: dict[str, str]
     tracking_uri: str
     trials: int
@@ -89,6 +88,20 @@ class Plan:
     def sweep(self) -> str:
         """The name people see."""
         return Path(self.folder).name
+
+    @property
+    def method(self) -> str:
+        """The first method; most sweeps have no other."""
+        return next(iter(self.recipes))
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The base recipe of the first method."""
+        return self.recipes[self.method]
+
+    def base_recipe(self, method: str) -> Any:
+        """The recipe from which a method's trials start."""
+        return recipe_from(find.recipe(method, self.benchmark), self.recipes[method])
 
     @property
     def tag(self) -> str:
@@ -249,7 +262,7 @@ def _log_result(job: dict, method: Any, recipe: Any, place: Place, student: Any,
     uri, run_id = job["tracking_uri"], job["run_id"]
     student = student.eval().cpu()
     facts = {"method": job["method"], "benchmark": job["benchmark"], "metrics": metrics, "recipe": recipe_dict(recipe)}
-    tracking.log_student(uri, run_id, student, facts)
+    tracking.log_student(uri, run_id, student, facts, classifier=not method.has_teacher)  # it may become a teacher
     size = student.config.image_size
     import torch
 
@@ -530,19 +543,19 @@ class _Named:
 
 def trial_job(plan: Plan, space: SearchSpace, number: int, point: Mapping[str, Any]) -> dict[str, Any]:
     """Names and plain numbers from which a trial can be replayed; its MLflow run exists from here on."""
-    method = find.method(plan.method)
-    recipe = changed(recipe_from(find.recipe(plan.method, plan.benchmark), plan.recipe), space.settings(point))
-    method.check(recipe, plan.workers)
+    method = space.method_of(point)
+    recipe = changed(plan.base_recipe(method), space.settings(point))
+    find.method(method).check(recipe, plan.workers)
     values = recipe_dict(recipe)
     uri = plan.tracking_uri
-    prepared = plan.facts["prepared"].get(prepared_key(plan.method, recipe), {})
+    prepared = plan.facts["prepared"].get(prepared_key(method, recipe), {})
     facts = {k: v for k, v in {**plan.facts, **prepared}.items() if not isinstance(v, dict)}
     tags = {
         "orch.sweep": plan.tag,
         "orch.space": plan.space,
         "orch.kind": "trial",
         "orch.trial": str(number),
-        "orch.method": plan.method,
+        "orch.method": method,
         "orch.benchmark": plan.benchmark,
         "orch.data_root": plan.place["data_root"],
         **{f"orch.{k}": str(v) for k, v in facts.items()},
@@ -550,9 +563,9 @@ def trial_job(plan: Plan, space: SearchSpace, number: int, point: Mapping[str, A
     }
     experiment_id = tracking.experiment(uri, plan.title, plan.place["storage"], space.question)
     run_id = tracking.run(uri, experiment_id, f"{plan.tag}/t{number:03d}", label(point), tags, values)
-    tracking.log_record(uri, tracking.Record(run_id, plan.method, plan.benchmark, values, Place(**plan.place), facts))
+    tracking.log_record(uri, tracking.Record(run_id, method, plan.benchmark, values, Place(**plan.place), facts))
     return {
-        "method": plan.method,
+        "method": method,
         "benchmark": plan.benchmark,
         "recipe": values,
         "place": plan.place,
@@ -569,9 +582,10 @@ def trial_job(plan: Plan, space: SearchSpace, number: int, point: Mapping[str, A
 
 
 def prepared_key(method: str, recipe: Any) -> str:
-    """Which preparation a recipe needs: recipes that differ only in other fields share it."""
-    names = find.method(method).prepared_by
-    return json.dumps({k: v for k, v in recipe_dict(recipe).items() if k in names}, sort_keys=True)
+    """Which preparation a recipe needs: recipes of one kind of method that differ only in other fields share it."""
+    found = find.method(method)
+    values = {k: v for k, v in recipe_dict(recipe).items() if k in found.prepared_by}
+    return json.dumps([found.preparation or method, values], sort_keys=True)
 
 
 def _threads(workers: int) -> int:

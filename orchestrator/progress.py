@@ -27,7 +27,7 @@ def label(point: Mapping[str, Any], values: str = ".3g") -> str:
 
 def symbol(name: str) -> str:
     """The paper's letter for a recipe field, or the field's name."""
-    return {"alpha": "α", "beta": "β", "gamma": "γ", "top_k": "k"}.get(name, name)
+    return {"alpha": "α", "beta": "β", "gamma": "γ", "top_k": "k", "lambda1": "λ1", "lambda2": "λ2"}.get(name, name)
 
 
 class Board:

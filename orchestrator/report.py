@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from orchestrator import command, figures, find, on_ray, published, tracking
 from orchestrator.command import console
+from orchestrator.method import changed, recipe_dict
 from orchestrator.on_ray import Plan, TrialRecord
 from orchestrator.progress import label, symbol
 from search_spaces._space import SearchSpace
@@ -105,33 +106,39 @@ def write(plan: Plan, to: str = "") -> tuple[Path, str]:
 
 def _summary(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> str:
     best = command.ranked(records)[0]
+    named, value = f"{label(best.point)}", best.value
+    if space.cells:  # a row, not a lucky seed
+        rows = {cell: [r.value for r in records if r.status == "completed" and r.point["cell"] == cell]
+                for cell in space.cells}  # fmt: skip
+        value, named = max((statistics.mean(v), cell) for cell, v in rows.items() if v)
     counts = {s: sum(r.status == s for r in records) for s in ("completed", "pruned", "failed", "running")}
     text = ", ".join(f"{n} {'stopped early' if s == 'pruned' else s}" for s, n in counts.items() if n)
     facts = _facts(plan)
     teacher = facts.get("teacher_metrics", {})
     gallery = f" The teacher on both sides reaches mAP {100 * teacher['teacher/map']:.2f}." if teacher else ""
     return (
-        f"{len(records)} trials ({text}). Best: {label(best.point)}, {space.metric} {100 * best.value:.2f}.{gallery} "
+        f"{len(records)} of {plan.trials} trials ({text}). Best: {named}, {space.metric} {100 * value:.2f}.{gallery} "
         f"All our numbers are percent, measured on {plan.benchmark} under “{facts.get('protocol', '')}”."
     )
 
 
 def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> list[Section]:
     """A curve for every pictured field with the others at the paper's values, and a heat map for two."""
-    rows = published.BESIDE.get(plan.space, [])
+    rows = published.beside(plan.space, plan.benchmark)
     sections = []
+    metric = "mAP" if space.metric == "val/map" else "mAP, student on both sides"
     base = dict(space.start[0]) if space.start else {}
     for name in space.picture:
         others = {k: v for k, v in base.items() if k != name}
         points = [
             (r.point[name], 100 * r.value)
             for r in records
-            if r.status == "completed" and all(abs(r.point[k] - v) < 1e-9 for k, v in others.items())
+            if r.status == "completed" and all(r.point[k] == v for k, v in others.items())
         ]
         beside: dict[str, list[tuple[float, float]]] = {}
         figure_rows = [
             p for p in rows
-            if all(getattr(p, k) == v for k, v in others.items())
+            if all(getattr(p, k, None) == v for k, v in others.items())
             and len({getattr(q, name) for q in rows if q.source == p.source}) > 1
         ]  # fmt: skip
         for p in figure_rows:
@@ -139,11 +146,13 @@ def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> l
         at = ", ".join(f"{symbol(k)} = {v:g}" for k, v in others.items())
         title = f"{symbol(name)}" + (f" at {at}" if at else "")
         reference = base.get(name, 0.0)
-        drawn = figures.curves(f"ours, {plan.benchmark}", points, symbol(name), beside, reference)
+        drawn = figures.curves(f"ours, {plan.benchmark}", points, symbol(name), metric, beside, reference)
         note = "One run a point: differences of a few tenths are within what another seed does."
-        section = Section(title, note, pictures=[_png(f"{name}.png", f"mAP over {name}", drawn)])
+        section = Section(title, note, pictures=[_png(f"{name}.png", f"{metric} over {name}", drawn)])
         section.tables.append(
-            TableOf([symbol(name), "mAP (%), ours"], [[f"{x:.4g}", f"{y:.2f}"] for x, y in sorted(points)], {0, 1})
+            TableOf(
+                [symbol(name), f"{metric} (%), ours"], [[f"{x:.4g}", f"{y:.2f}"] for x, y in sorted(points)], {0, 1}
+            )
         )
         if beside:
             values = sorted({x for curve in beside.values() for x, _ in curve})
@@ -153,7 +162,10 @@ def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> l
                     [[f"{x:g}", *(f"{dict(c).get(x, float('nan')):.2f}" for c in beside.values())] for x in values],
                     set(range(len(beside) + 1)),
                     caption=f"published: {'; '.join(sorted({p.source for p in figure_rows}))}; "
-                    f"{figure_rows[0].teacher} → {figure_rows[0].student}",
+                    f"{figure_rows[0].teacher} → {figure_rows[0].student}"
+                    + "".join(
+                        f"; {p.benchmark}: {p.note}" for p in {p.benchmark: p for p in figure_rows if p.note}.values()
+                    ),
                     published=True,
                 )
             )
@@ -161,15 +173,15 @@ def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> l
     if len(space.picture) == 2:
         x, y = space.picture
         points4 = [(r.point[x], r.point[y], 100 * (r.value or 0), r.status) for r in records if r.value is not None]
-        drawn = figures.heat_map("All trials", symbol(x), symbol(y), "mAP (%)", points4)
+        drawn = figures.heat_map("All trials", symbol(x), symbol(y), f"{metric} (%)", points4)
         sections.append(
-            Section(f"{symbol(x)} × {symbol(y)}", pictures=[_png("heat_map.png", f"mAP over {x} and {y}", drawn)])
+            Section(f"{symbol(x)} × {symbol(y)}", pictures=[_png("heat_map.png", f"{metric} over {x} and {y}", drawn)])
         )
     return sections
 
 
 def _cells(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[Section]:
-    """One row per cell: mean and spread over seeds, and the published rows of the same losses."""
+    """One row per cell: mean and spread over seeds; teacher, chance, and the published rows."""
     rows = {name: [r for r in done if r.point["cell"] == name] for name in space.cells}
     ours = TableOf(
         ["row", "seeds", "mAP", "R1", "mAP, student on both sides"],
@@ -183,17 +195,73 @@ def _cells(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[Sect
         ]
         ours.rows.append([name, str(len(runs)), *columns])
     values = [(name, [100 * r.value for r in runs]) for name, runs in rows.items()]
-    beside = published.BESIDE.get(plan.space, [])
-    tables = [ours]
-    for benchmark in dict.fromkeys(p.benchmark for p in beside):
-        mine = [p for p in beside if p.benchmark == benchmark]
-        body = [[p.losses, f"{p.map:.2f}", f"{p.rank1:.2f}", p.source] for p in mine]
-        caption = f"published, {benchmark}: {mine[0].teacher} → {mine[0].student}, single runs; ours there: not run"
-        if benchmark == plan.benchmark:
-            caption = f"published, {benchmark}: {mine[0].teacher} → {mine[0].student}, single runs"
-        tables.append(TableOf(["losses", "mAP", "R1", "source"], body, {1, 2}, caption, published=True))
+    for facts in _distinct_teachers(plan):
+        for title, key in (
+            (f"{published.TEACHER}, {facts.get('teacher', 'unnamed')}", "teacher"),
+            ("chance", "chance"),
+        ):
+            scores = facts.get(f"{key}_metrics", {})
+            if scores:
+                ours.rows.append([title, "", *(_percent(scores[f"{key}/{m}"]) for m in ("map", "rank1")), ""])
     picture = _png("table.png", "mAP of every row", figures.bars("mAP, mean and every seed", values, "mAP (%)"))
-    return [Section("Rows", tables=tables, pictures=[picture])]
+    return [Section("Rows", tables=[ours], pictures=[picture]), *_published(plan, space, done)]
+
+
+def _published(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[Section]:
+    """The printed tables this sweep belongs beside, with ours where benchmark and networks are the same."""
+    groups: dict[tuple[str, str], list[published.Published]] = {}
+    for p in published.beside(plan.space, plan.benchmark):
+        # Rows of one network on both sides are one table whatever the network.
+        networks = p.teacher if p.teacher == published.BOTH_SIDES else f"{p.teacher} → {p.student}"
+        groups.setdefault((networks, p.losses), []).append(p)
+    tables = []
+    for (networks, losses), found in groups.items():
+        benchmarks = list(dict.fromkeys(p.benchmark for p in found))
+        body = []
+        for row, student in dict.fromkeys((p.row, p.student) for p in found):
+            printed = {p.benchmark: p for p in found if (p.row, p.student) == (row, student)}
+            cells = [f"{p.map:.2f} / {p.rank1:.2f}" if (p := printed.get(b)) else "" for b in benchmarks]
+            noted: dict[str, list[str]] = {}
+            for b, p in printed.items():
+                noted.setdefault(p.note, []).append(b)
+            notes = "; ".join(f"{', '.join(of)}: {note}" for note, of in noted.items() if note)
+            mine = _ours(plan, space, done, printed[plan.benchmark]) if plan.benchmark in printed else "not run"
+            body.append([row if "→" in networks else f"{row}, {student}", *cells, mine, notes])
+        caption = f"published: {'; '.join(dict.fromkeys(p.source for p in found))}; {networks}; {losses}; single runs"
+        head = ["row", *(f"{b}, mAP / R1" for b in benchmarks), "ours", "note"]
+        tables.append(TableOf(head, body, set(range(1, len(benchmarks) + 2)), caption, published=True))
+    settings = _changed_fields(plan)
+    text = "“ours” is of the same benchmark and networks. " + (
+        f"They differ from the benchmark's recipes in {', '.join(settings)}." if settings else ""
+    )
+    return [Section("Published", text=text, tables=tables)] if tables else []
+
+
+def _ours(plan: Plan, space: SearchSpace, done: list[TrialRecord], p: published.Published) -> str:
+    """Our mAP / R1 of a printed row's cell and networks, or "not run"."""
+    if p.row == published.TEACHER:
+        for facts in _distinct_teachers(plan):
+            if facts.get("teacher") == p.student:
+                scores = facts["teacher_metrics"]
+                return f"{100 * scores['teacher/map']:.2f} / {100 * scores['teacher/rank1']:.2f}"
+    side = "symmetric" if p.teacher == published.BOTH_SIDES else "val"
+    found = []
+    for r in done:
+        recipe = changed(plan.base_recipe(space.method_of(r.point)), space.settings(r.point))
+        student = published.network(recipe.student, recipe.student_size)
+        teacher = published.network(recipe.teacher, recipe.teacher_size)
+        if (r.point["cell"], student) == (p.row, p.student) and p.teacher in (teacher, published.BOTH_SIDES):
+            found.append(r)
+    if not any(f"{side}/map" in r.metrics for r in found):
+        return "not run"
+    return " / ".join(_mean_spread([r.metrics.get(f"{side}/{m}") for r in found]) for m in ("map", "rank1"))
+
+
+def _changed_fields(plan: Plan) -> list[str]:
+    """What the command line set: field=value."""
+    fix = on_ray.search_space(plan).fix
+    defaults = recipe_dict(changed(find.recipe(plan.method, plan.benchmark), fix))
+    return [f"{k}={v}" for k, v in plan.recipe.items() if defaults.get(k) != v]
 
 
 def _trials(space: SearchSpace, records: list[TrialRecord]) -> Section:
@@ -229,8 +297,9 @@ def _best(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> Section:
 def _cost(plan: Plan, done: list[TrialRecord]) -> Section:
     best = command.ranked(done)[0]
     metrics = tracking.client(plan.tracking_uri).get_run(best.run_id).data.metrics
+    recipe = tracking.read_record(plan.tracking_uri, best.run_id).recipe
     rows = [
-        [plan.recipe["student"], "×".join(map(str, plan.recipe["student_size"])),
+        [recipe["student"], "×".join(map(str, recipe["student_size"])),
          f"{metrics.get('cost/macs', 0) / 1e9:.4f}", f"{metrics.get('cost/parameters', 0) / 1e6:.3f}",
          f"{metrics.get('cost/cpu_images_per_s', 0):.0f}"],
     ]  # fmt: skip
@@ -244,7 +313,7 @@ def _cost(plan: Plan, done: list[TrialRecord]) -> Section:
 
 def _provenance(plan: Plan, records: list[TrialRecord]) -> Section:
     commands = f"python -m orchestrator.sweep {plan.space} --on {plan.benchmark}"
-    defaults = on_ray.recipe_dict(find.recipe(plan.method, plan.benchmark)) | dict(on_ray.search_space(plan).fix)
+    defaults = recipe_dict(find.recipe(plan.method, plan.benchmark)) | dict(on_ray.search_space(plan).fix)
     for key, value in plan.recipe.items():
         if defaults.get(key) != value:
             text = "x".join(map(str, value)) if isinstance(value, list) else value
@@ -286,6 +355,11 @@ def _replace(path: Path, data: bytes) -> None:
     partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     partial.write_bytes(data)
     os.replace(partial, path)
+
+
+def _distinct_teachers(plan: Plan) -> list[dict[str, Any]]:
+    """Preparations with different teachers."""
+    return list({facts.get("teacher_fingerprint"): facts for facts in plan.facts["prepared"].values()}.values())
 
 
 def _facts(plan: Plan) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Run a sweep: ``python -m orchestrator.sweep d3still_beta_gamma [--on demo] [--data-root DIR] …``."""
 
 import dataclasses
+from typing import Any
 
 import typer
 
 from orchestrator import command, find, on_ray, tracking
 from orchestrator.command import console
 from orchestrator.method import recipe_dict
+from search_spaces._space import SearchSpace
 
 
 @command.app
@@ -45,18 +47,19 @@ def main(
         with on_ray.cluster():
             _run(command.continued(plan, concurrent))
         return
-    recipe, place = command.resolve(space, on, given, epochs, data_root, workers)
+    recipes, place = command.resolve(space, on, given, epochs, data_root, workers)
     total = len(space.table()) if space.cells else (trials or space.trials)
     if space.cells and trials:
         raise ValueError(f"{name} is a table of {total} rows × seeds and always runs in full; leave --trials away")
     console.print(f"[bold]{name}[/bold] on {on}: {space.question}")
-    _print_plan(space, total, recipe)
+    _print_plan(space, total, recipes)
     if dry_run:
+        recipe = next(iter(recipes.values()))
         find.dataset(recipe.dataset)(place.data_root, recipe.evaluate_on)
         return
     with on_ray.cluster():
         title = f"{name} on {on}"
-        plan = command.make_plan(name, space, title, on, recipe, place, total, concurrent, workers, gpus_per_worker)
+        plan = command.make_plan(name, space, title, on, recipes, place, total, concurrent, workers, gpus_per_worker)
         _run(plan)
 
 
@@ -77,13 +80,17 @@ def _run(plan: on_ray.Plan) -> None:
         raise ValueError("no trial completed; the reasons are in the table above and in the MLflow runs")
 
 
-def _print_plan(space, total: int, recipe) -> None:
+def _print_plan(space: SearchSpace, total: int, recipes: dict[str, Any]) -> None:
     for name, bounds in space.tune.items():
         console.print(f"  {name}: {bounds}", markup=False)
     for point in space.table():
         console.print(f"  first: {point}", markup=False)
-    values = ", ".join(f"{k}={v}" for k, v in recipe_dict(recipe).items())
-    console.print(f"  {total} trials; recipe: {values}", markup=False)
+    shared: dict[str, Any] = {}
+    for method, recipe in recipes.items():
+        values = recipe_dict(recipe)
+        own = ", ".join(f"{k}={v}" for k, v in values.items() if k not in shared or shared[k] != v)
+        console.print(f"  {total} trials; recipe: {own}" if not shared else f"  {method}: {own}", markup=False)
+        shared = shared or values
 
 
 if __name__ == "__main__":

@@ -181,10 +181,10 @@ def log_values(
     )
 
 
-def log_student(uri: str, run_id: str, student: Embedder, facts: Mapping[str, Any]) -> None:
-    """The student as ``student/student.safetensors`` + ``student/student.json``."""
+def log_student(uri: str, run_id: str, student: Embedder, facts: Mapping[str, Any], classifier: bool = False) -> None:
+    """The student as ``student/student.safetensors`` + ``student/student.json``, and its classifier if asked for."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save_model(folder, student, facts)
+        checkpoint.save_model(folder, student, facts, classifier=classifier)
         client(uri).log_artifacts(run_id, folder, "student")
 
 

@@ -30,10 +30,10 @@ def main(
         return
     seed = check_field(find.recipe(method, on), "seed", given.pop("seed", 0))
     space = command.single(method, seed)
-    recipe, place = command.resolve(space, on, given, epochs, data_root, workers)
+    recipes, place = command.resolve(space, on, given, epochs, data_root, workers)
     with on_ray.cluster():
         title = f"{method} on {on}"
-        plan = command.make_plan(name, space, title, on, recipe, place, 1, 1, workers, gpus_per_worker)
+        plan = command.make_plan(name, space, title, on, recipes, place, 1, 1, workers, gpus_per_worker)
         _finish(on_ray.run_sweep(plan, console)[0], plan)
 
 

@@ -45,7 +45,7 @@ class SearchSpace:
     """What a sweep varies. Either ``tune`` (a sampler explores) or ``cells`` × ``seeds`` (a table is filled).
 
     Attributes:
-        method: file name in orchestrator/methods.
+        method: file name in orchestrator/methods; a cell may name another as its setting "method".
         question: what the sweep answers, one line.
         tune: recipe field -> Float, Int or Choice.
         start: points tried first, the paper's values; each names every tuned field.
@@ -94,8 +94,19 @@ class SearchSpace:
             return [{"cell": name, "seed": seed} for seed in self.seeds for name in self.cells]
         return [dict(point) for point in self.start]
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Every method of the space, its own first where it is used."""
+        named = [cell.get("method", self.method) for cell in self.cells.values()] or [self.method]
+        return tuple(sorted(dict.fromkeys(named), key=lambda name: name != self.method))
+
+    def method_of(self, point: Mapping[str, Any]) -> str:
+        """Which method a point is a trial of."""
+        return self.cells[point["cell"]].get("method", self.method) if self.cells else self.method
+
     def settings(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Recipe settings of one point."""
         if self.cells:
-            return {**self.fix, **self.cells[point["cell"]], "seed": point["seed"]}
+            cell = {name: value for name, value in self.cells[point["cell"]].items() if name != "method"}
+            return {**self.fix, **cell, "seed": point["seed"]}
         return {**self.fix, **point}

@@ -24,6 +24,7 @@ from orchestrator import (
     tracking,
     train,
 )
+from search_spaces._space import SearchSpace
 
 runner = CliRunner()
 
@@ -125,6 +126,35 @@ def test_a_teacher_is_trained_once_and_found_again(local_ray, tiny_arguments, st
     assert run.data.tags["orch.method"] == "supervised" and run.info.status == "FINISHED"
 
 
+def test_a_sweep_over_methods_and_its_report(local_ray, tiny_arguments, storage, tiny_root, monkeypatch):
+    """Each cell trains its own method under one teacher, trained here with the classifier that VanillaKD needs."""
+    cells = {"D3still": {}, "VanillaKD": {"method": "vanillakd"}, "CSD": {"method": "csd", "neighbours": "train"}}
+    space = SearchSpace(
+        method="d3still", question="Which?", cells=cells, fix={"evaluate_symmetric": True}, early_stopping=False
+    )
+    monkeypatch.setattr(find, "space", lambda name: space)
+    arguments = ["asymmetric_baselines", "--on", "folder", "--data-root", tiny_root, *tiny_arguments()]
+    assert "top_k is a field of d3still, csd only, not of every method" in error(sweep.main, *arguments)
+    at = arguments.index("top_k=4")
+    del arguments[at - 1 : at + 1]
+    shown = call(sweep.main, *arguments).output
+    assert shown.count("training it now") == 1 and "3 completed" in shown
+    plan = command.latest_plan("asymmetric_baselines")
+    runs = {r.data.tags["orch.point.cell"]: r for r in tracking.runs_of(plan.tracking_uri, plan.tag)}
+    assert {name: r.data.tags["orch.method"] for name, r in runs.items()} == {
+        "D3still": "d3still", "VanillaKD": "vanillakd", "CSD": "csd"}  # fmt: skip
+    assert "loss/prediction" in runs["VanillaKD"].data.metrics and "beta" not in runs["VanillaKD"].data.params
+    assert runs["CSD"].data.params["neighbours"] == "train" and runs["CSD"].data.tags["orch.neighbours_cache"]
+    assert "(logged" in call(evaluate.main, runs["VanillaKD"].info.run_id).output
+    call(report.main, "asymmetric_baselines")
+    text = (storage / "sweeps" / "asymmetric_baselines-folder-1" / "report.md").read_text()
+    for part in ("teacher on both sides", "| chance |", "table 4 B", "64.31 / 79.60", "not run",
+                 "D3still authors' code", "the code uses λ1"):  # fmt: skip
+        assert part in text
+    resumed = call(sweep.main, "asymmetric_baselines", "--on", "folder", "--resume").output
+    assert "started:" not in resumed
+
+
 def test_single_runs_finish_or_say_why_not(local_ray, tiny_arguments, storage, tiny_root, tiny_teacher):
     arguments = ["d3still", "--on", "folder", "--data-root", tiny_root]
     shown = call(train.main, *arguments, *tiny_arguments(teacher_weights=tiny_teacher, seed=3)).output
@@ -165,7 +195,8 @@ def test_a_damaged_cache_is_named_and_built_again(storage, tiny_recipe, tiny_pla
         (["d3still_beta_gamma", "--set", "top_k=1000"], r"top_k \(1000\) must be at most batch_size \(120\)"),
         (["d3still_top_k", "--set", "batch_size=30"], r"top_k \(40\) must be at most batch_size \(30\)"),
         (["d3still_beta_gamma", "--set", "constant_epochs=1"], "constant_epochs .* must not end before warmup"),
-        (["d3still_beta_gamma", "--on", "sop"], "there is no data set reader 'sop'"),
+        (["asymmetric_baselines", "--set", "top_k=4"], r"top_k is a field of d3still, csd, rop only"),
+        (["asymmetric_baselines", "--set", "batch_size=90"], r"top_k \(96\) must be at most batch_size \(90\)"),
         (["d3still_ablation", "--trials", "3"], "always runs in full"),
         (
             ["d3still_beta_gamma", "--on", "omniglot", "--data-root", "/nowhere"],
@@ -179,6 +210,13 @@ def test_bad_words_are_refused_before_anything_starts(storage, arguments, messag
 
     assert re.search(message, error(sweep.main, *arguments))
     assert not storage.exists() or nothing_written(storage)
+
+
+def test_a_data_set_that_is_not_there_says_how_it_must_look(local_ray, storage, tmp_path):
+    line = error(sweep.main, "d3still_beta_gamma", "--on", "sop", "--data-root", tmp_path)
+    assert "no Ebay_train.txt in" in line and "it must hold Ebay_train.txt and Ebay_test.txt" in line
+    assert "sop: --data-root DIR is needed" in error(sweep.main, "d3still_beta_gamma", "--on", "sop", "--dry-run")
+    assert nothing_written(storage)
 
 
 def test_a_missing_and_an_incomplete_data_set(local_ray, storage, tmp_path):
@@ -212,7 +250,16 @@ def test_a_teacher_of_another_architecture(local_ray, tiny_arguments, storage, t
     assert nothing_written(storage)
 
 
+def test_plans_of_the_first_version_are_read(tmp_path):
+    old = {"folder": str(tmp_path), "space": "x", "title": "x", "benchmark": "demo", "method": "fitnet",
+           "recipe": {"weight": 2.0}, "place": {}, "tracking_uri": "", "trials": 1}  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(old))
+    plan = command.read_plan(tmp_path)
+    assert (plan.method, plan.recipe) == ("fitnet", {"weight": 2.0})
+
+
 def test_records_that_do_not_exist(storage):
+    assert "no run fitnet on demo in" in error(train.main, "fitnet", "--resume")
     assert "has no run 'abc' with a record.json" in error(evaluate.main, "abc")
     assert "has no run 'abc' with a record.json" in error(export.main, "abc")
     assert "no sweep d3still_alpha" in error(report.main, "d3still_alpha")

@@ -115,7 +115,7 @@ place = Place({str(tmp_path / "runs")!r}, {str(tiny_root)!r})
 recipe = changed(find.recipe("d3still", "folder"), {{**{tiny_settings!r}, "teacher_weights": {str(tiny_teacher)!r},
                  "epochs": 8, "warmup_epochs": 0, "constant_epochs": 8}})
 plan = on_ray.Plan(folder=place.storage + "/sweeps/x-folder-1", space="x", title="x", benchmark="folder",
-    method="d3still", recipe=recipe_dict(recipe), place=dataclasses.asdict(place),
+    recipes={{"d3still": recipe_dict(recipe)}}, place=dataclasses.asdict(place),
     tracking_uri=tracking.tracking_uri(place.storage), trials=4,
     facts={{"prepared": {{on_ray.prepared_key("d3still", recipe): find.method("d3still").prepare(recipe, place)}}}},
     space_data=on_ray.space_data(space), concurrent=2)

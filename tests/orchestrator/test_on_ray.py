@@ -23,7 +23,7 @@ def make_plan(tmp_path, place, recipe, space, trials, title="test", **options) -
     facts = find.method("d3still").prepare(recipe, place)
     return Plan(
         folder=str(tmp_path / "runs" / "sweeps" / "test-folder-1"), space="test", title=title, benchmark="folder",
-        method="d3still", recipe=recipe_dict(recipe), place=dataclasses.asdict(place),
+        recipes={"d3still": recipe_dict(recipe)}, place=dataclasses.asdict(place),
         tracking_uri=tracking.tracking_uri(place.storage), trials=trials, space_data=on_ray.space_data(space),
         facts={"prepared": {on_ray.prepared_key("d3still", recipe): facts}}, **options,
     )  # fmt: skip
@@ -118,8 +118,8 @@ def test_suggestions_do_not_depend_on_when_a_sweep_was_interrupted(tmp_path, tin
     monkeypatch.setattr(on_ray, "trial_job", lambda plan, space, number, point: {"number": number, **point, **job})
 
     def points(folder: str, interrupt_at: int) -> list:
-        plan = Plan(folder=str(tmp_path / folder), space="x", title="x", benchmark="folder", method="d3still",
-                    recipe={"seed": 0}, place={}, tracking_uri="",
+        plan = Plan(folder=str(tmp_path / folder), space="x", title="x", benchmark="folder",
+                    recipes={"d3still": {"seed": 0}}, place={}, tracking_uri="",
                     trials=9, space_data=on_ray.space_data(space))  # fmt: skip
         (tmp_path / folder).mkdir()
         search, found = StudySearch(plan), []
