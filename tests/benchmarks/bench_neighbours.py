@@ -1,6 +1,6 @@
 """Neighbours of a whole training set (CSD and ROP): time and memory of the table that is made once.
 
-    python tests/benchmarks/bench_neighbours.py            # 60,000 × 512, 256 neighbours, about two minutes on two cores
+    python tests/benchmarks/bench_neighbours.py            # 60,000 × 512, 256 neighbours, two minutes on two cores
     python tests/benchmarks/bench_neighbours.py --images 10000
 
 The physical limit is the matrix product of all pairs; the obvious alternative sorts every row.
