@@ -49,7 +49,63 @@ def batch_soft_triplet(embedding_BD: Tensor, identity_B: Tensor, margin: float |
     return _ranking(positive_distance_B, negative_distance_B, margin)
 
 
+def camera_triplet(embedding_BD: Tensor, identity_B: Tensor, camera_B: Tensor, margin: float | None = None) -> Tensor:
+    """Batch-hard triplet across cameras: SUReID's teacher loss as we define it.
+
+    The furthest image of the same identity seen by *another* camera against the nearest image of another identity
+    seen by the *same* camera: what a camera's look alone can neither explain nor excuse. Where a batch has no such
+    image, the unconstrained set takes its place, for positives without the anchor itself where possible.
+    The paper names a "camera-constrained triplet loss" of earlier work and does not define it.
+
+    Args:
+        embedding_BD: raw embeddings; gradient flows.
+        identity_B: whose image each row is.
+        camera_B: which camera saw it.
+        margin: in units of distance, >= 0; None = soft margin.
+
+    Returns:
+        Scalar >= 0, unweighted, mean over anchors; at least float32 also under autocast.
+
+    Raises:
+        ValueError: as :func:`batch_hard_triplet`, or not one camera per row.
+
+    >>> x = torch.tensor([[0.0], [1.0], [3.0], [4.0]])
+    >>> identity, camera = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+    >>> camera_triplet(x, identity, camera, margin=2.5).item()  # every anchor: 1 - 3 + 2.5
+    0.5
+    """
+    if len(camera_B) != len(embedding_BD):
+        raise ValueError(f"need one camera per row, got {len(camera_B)} for {len(embedding_BD)} rows")
+    distance_BB, same_BB = _distances(embedding_BD, identity_B, margin)
+    same_camera_BB = camera_B[:, None] == camera_B[None, :]
+    itself_BB = torch.eye(len(camera_B), dtype=torch.bool, device=camera_B.device)
+    others_BB = _or_else(same_BB & ~itself_BB, same_BB)
+    positive_BB = _or_else(same_BB & ~same_camera_BB, others_BB)
+    negative_BB = _or_else(~same_BB & same_camera_BB, ~same_BB)
+    positive_distance_B = distance_BB.masked_fill(~positive_BB, -torch.inf).max(dim=1).values
+    negative_distance_B = distance_BB.masked_fill(~negative_BB, torch.inf).min(dim=1).values
+    return _ranking(positive_distance_B, negative_distance_B, margin)
+
+
+def _or_else(first_BB: Tensor, second_BB: Tensor) -> Tensor:
+    """Row by row the first mask, or the second where the first is empty."""
+    return torch.where(first_BB.any(dim=1, keepdim=True), first_BB, second_BB)
+
+
 def _mined(embedding_BD: Tensor, identity_B: Tensor, margin: float | None, soft: bool) -> tuple[Tensor, Tensor]:
+    distance_BB, positive_BB = _distances(embedding_BD, identity_B, margin)
+    if soft:
+        positive_weight_BB = distance_BB.masked_fill(~positive_BB, -torch.inf).softmax(dim=1)
+        negative_weight_BB = (-distance_BB).masked_fill(positive_BB, -torch.inf).softmax(dim=1)
+        return (positive_weight_BB * distance_BB).sum(dim=1), (negative_weight_BB * distance_BB).sum(dim=1)
+    # max and min send the gradient to one of several equally far images; amax would split it between them.
+    positive_distance_B = distance_BB.masked_fill(~positive_BB, -torch.inf).max(dim=1).values
+    negative_distance_B = distance_BB.masked_fill(positive_BB, torch.inf).min(dim=1).values
+    return positive_distance_B, negative_distance_B
+
+
+def _distances(embedding_BD: Tensor, identity_B: Tensor, margin: float | None) -> tuple[Tensor, Tensor]:
+    """All distances, and which pairs are of one identity; the arguments checked."""
     if embedding_BD.ndim != 2 or len(embedding_BD) != len(identity_B):
         raise ValueError(
             f"need a matrix (images, width) and one identity per row, "
@@ -63,19 +119,10 @@ def _mined(embedding_BD: Tensor, identity_B: Tensor, margin: float | None, soft:
         distance_BB = (square_B[:, None] + square_B[None, :] - 2 * x_BD @ x_BD.T).clamp_min(1e-12).sqrt()
         # Rounding leaves a few 1e-4 on the diagonal of the expanded square; the true distance is 0.
         distance_BB = distance_BB.masked_fill(torch.eye(len(x_BD), dtype=torch.bool, device=x_BD.device), 1e-6)
-        positive_BB = identity_B[:, None] == identity_B[None, :]
-        if positive_BB.all(dim=1).any():
-            raise ValueError(
-                f"a triplet needs at least two identities in the batch, got {identity_B.unique().tolist()}"
-            )
-        if soft:
-            positive_weight_BB = distance_BB.masked_fill(~positive_BB, -torch.inf).softmax(dim=1)
-            negative_weight_BB = (-distance_BB).masked_fill(positive_BB, -torch.inf).softmax(dim=1)
-            return (positive_weight_BB * distance_BB).sum(dim=1), (negative_weight_BB * distance_BB).sum(dim=1)
-        # max and min send the gradient to one of several equally far images; amax would split it between them.
-        positive_distance_B = distance_BB.masked_fill(~positive_BB, -torch.inf).max(dim=1).values
-        negative_distance_B = distance_BB.masked_fill(positive_BB, torch.inf).min(dim=1).values
-        return positive_distance_B, negative_distance_B
+    positive_BB = identity_B[:, None] == identity_B[None, :]
+    if positive_BB.all(dim=1).any():
+        raise ValueError(f"a triplet needs at least two identities in the batch, got {identity_B.unique().tolist()}")
+    return distance_BB, positive_BB
 
 
 def _ranking(positive_distance_B: Tensor, negative_distance_B: Tensor, margin: float | None) -> Tensor:
