@@ -347,7 +347,7 @@ class PrunedViT(nn.Module):
         place_BN = torch.arange(self.num_tokens, device=x_BNC.device).expand(len(x_BNC), -1)
         places = []
         reweighting = self._reweight_at_inference
-        for number, block in enumerate(self.backbone.blocks):
+        for number in range(len(self.backbone.blocks)):
             if number in self.config.stages:
                 stage = self.config.stages.index(number)
                 score_BN = self.predictors[stage](x_BNC[:, 1:])[:, :, self.config.keep_column]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+PIXELS = {"imagenet": (MEAN, STD), "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}  # what networks are fed with
 DRAWS = 7  # flip, crop y, crop x, erased height, erased width, erased y, erased x
 
 _ERASED_AREA, _ERASED_RATIO, _ATTEMPTS = (0.02, 0.33), (0.3, 3.3), 10
@@ -33,45 +34,82 @@ class Augmentation:
         """Draws of ``count`` views: (count, DRAWS) float32 in [0, 1]. ``aspect`` = width / height."""
         rng = np.random.default_rng(np.random.SeedSequence(key))
         uniform = rng.random((count, 6), dtype=np.float32)
-        area = rng.uniform(*_ERASED_AREA, (count, _ATTEMPTS))
-        ratio = np.exp(rng.uniform(*np.log(_ERASED_RATIO), (count, _ATTEMPTS)))  # height / width in pixels
-        height, width = np.sqrt(area * ratio * aspect), np.sqrt(area / ratio / aspect)
-        fits = (height < 1) & (width < 1)
-        first, row = fits.argmax(axis=1), np.arange(count)
-        erased = (uniform[:, 3] < self.erase) & fits.any(axis=1)
+        height, width = box_sizes(rng, count, aspect, _ERASED_AREA, _ERASED_RATIO)
+        erased = uniform[:, 3] < self.erase
         draws = np.empty((count, DRAWS), np.float32)
         draws[:, 0] = uniform[:, 0] < self.flip
         draws[:, 1:3] = uniform[:, 1:3]
-        draws[:, 3] = np.where(erased, height[row, first], 0)
-        draws[:, 4] = np.where(erased, width[row, first], 0)
+        draws[:, 3] = np.where(erased, height, 0)
+        draws[:, 4] = np.where(erased, width, 0)
         draws[:, 5:7] = uniform[:, 4:6]
         return draws
 
     def __call__(self, frames_BCHW: Tensor, draws_BV: Tensor, pad: int) -> Tensor:
         """Augmented, normalised float32 views of uint8 frames, on the device of the frames."""
-        batch, _, height, width = frames_BCHW.shape
-        device = frames_BCHW.device
-        draws_BV = draws_BV.to(device)
-        padded = torch.nn.functional.pad(frames_BCHW, (pad, pad, pad, pad))
-        row_BH = (draws_BV[:, 1, None] * (2 * pad + 1)).long() + torch.arange(height, device=device)
-        column_BW = (draws_BV[:, 2, None] * (2 * pad + 1)).long() + torch.arange(width, device=device)
-        column_BW = torch.where(draws_BV[:, 0, None] > 0.5, width + 2 * pad - 1 - column_BW, column_BW)
-        image_B = torch.arange(batch, device=device)[:, None, None]
-        views_BHWC = padded.permute(0, 2, 3, 1)[image_B, row_BH[:, :, None], column_BW[:, None, :]]
-        views_BCHW = normalised(views_BHWC.permute(0, 3, 1, 2))
+        draws_BV = draws_BV.to(frames_BCHW.device)
+        views_BCHW = normalised(flipped_and_cropped(frames_BCHW, draws_BV[:, :3], pad))
         if self.erase == 0:
             return views_BCHW
-        erased_BHW = _inside(draws_BV[:, 3], draws_BV[:, 5], height)[:, :, None]
-        erased_BHW = erased_BHW & _inside(draws_BV[:, 4], draws_BV[:, 6], width)[:, None, :]
-        fill = torch.tensor(MEAN if self.erase_fill == "mean" else (0.0, 0.0, 0.0), device=device).view(1, 3, 1, 1)
-        return torch.where(erased_BHW[:, None], fill, views_BCHW)
+        fill = torch.tensor(MEAN if self.erase_fill == "mean" else (0.0, 0.0, 0.0), device=views_BCHW.device)
+        return torch.where(erased_area(views_BCHW, draws_BV[:, 3:7]), fill.view(1, 3, 1, 1), views_BCHW)
 
 
-def normalised(frames_BCHW: Tensor) -> Tensor:
-    """uint8 frames to float32 with the ImageNet mean and deviation; memory format is kept."""
-    mean = torch.tensor(MEAN, device=frames_BCHW.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=frames_BCHW.device).view(1, 3, 1, 1)
-    return (frames_BCHW.float() / 255 - mean) / std
+def flipped_and_cropped(frames_BCHW: Tensor, draws_B3: Tensor, pad: int) -> Tensor:
+    """Mirrored where the first draw is above 1/2, padded with zeros, cropped back at the fractions of the others."""
+    batch, _, height, width = frames_BCHW.shape
+    device = frames_BCHW.device
+    padded = torch.nn.functional.pad(frames_BCHW, (pad, pad, pad, pad))
+    row_BH = (draws_B3[:, 1, None] * (2 * pad + 1)).long() + torch.arange(height, device=device)
+    column_BW = (draws_B3[:, 2, None] * (2 * pad + 1)).long() + torch.arange(width, device=device)
+    column_BW = torch.where(draws_B3[:, 0, None] > 0.5, width + 2 * pad - 1 - column_BW, column_BW)
+    image_B = torch.arange(batch, device=device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image_B, row_BH[:, :, None], column_BW[:, None, :]].permute(0, 3, 1, 2)
+
+
+def erased_area(views_BCHW: Tensor, draws_B4: Tensor) -> Tensor:
+    """(B, 1, H, W) mask of boxes given by fractional height, width and position; nothing where the size is 0."""
+    height, width = views_BCHW.shape[2:]
+    rows_BH, columns_BW = (
+        _inside(draws_B4[:, 0], draws_B4[:, 2], height),
+        _inside(draws_B4[:, 1], draws_B4[:, 3], width),
+    )
+    return (rows_BH[:, :, None] & columns_BW[:, None, :])[:, None]
+
+
+def box_sizes(
+    rng: np.random.Generator, count: int, aspect: float, area: tuple[float, float], ratio: tuple[float, float],
+    logarithmic: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Height and width of random boxes as fractions of the image, the first of ten attempts that fits; else 0.
+
+    Args:
+        rng: the draws.
+        count: how many boxes.
+        aspect: width / height of the image in pixels.
+        area: smallest and largest share of the image.
+        ratio: smallest and largest height / width of the box in pixels.
+        logarithmic: whether the ratio is uniform on a logarithmic scale.
+    """
+    shares = rng.uniform(*area, (count, _ATTEMPTS))
+    low, high = np.log(ratio) if logarithmic else ratio
+    ratios = rng.uniform(low, high, (count, _ATTEMPTS))
+    ratios = np.exp(ratios) if logarithmic else ratios
+    height, width = np.sqrt(shares * ratios * aspect), np.sqrt(shares / ratios / aspect)
+    fits = (height < 1) & (width < 1)
+    first, row = fits.argmax(axis=1), np.arange(count)
+    found = fits.any(axis=1)
+    return np.where(found, height[row, first], 0), np.where(found, width[row, first], 0)
+
+
+def normalised(frames_BCHW: Tensor, pixels: str = "imagenet") -> Tensor:
+    """uint8 frames to float32 with the mean and deviation of ``PIXELS[pixels]``; memory format is kept."""
+    return standardised(frames_BCHW.float() / 255, pixels)
+
+
+def standardised(images_BCHW: Tensor, pixels: str = "imagenet") -> Tensor:
+    """The same for images in [0, 1]."""
+    mean, std = (torch.tensor(v, device=images_BCHW.device).view(1, 3, 1, 1) for v in PIXELS[pixels])
+    return (images_BCHW - mean) / std
 
 
 def _inside(length_B: Tensor, position_B: Tensor, pixels: int) -> Tensor:
