@@ -8,13 +8,16 @@ The embedding is the raw output of the last batch norm, not L2-normalised: losse
 # Shape legend: B = batch, C = channels, D = embedding width, H and W = pixels, N = tokens.
 
 import difflib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
+
+Config = TypeVar("Config")  # a model's configuration with a field num_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,15 @@ class Embedder(nn.Module):
     ``forward`` maps normalised images (B, 3, H, W) to raw embeddings (B, D). :meth:`parts` also returns the
     pooled feature that the triplet loss compares.
     """
+
+    pixels = "imagenet"  # mean and deviation of the input
+    resize = "bilinear"  # to image_size, with anti-aliasing
+    architecture = (
+        "timm backbone without head; its features averaged over positions",
+        "ResNets: last stage stride 1 (not dilated), stem pool 2x2 stride 2 without padding, channels x width",
+        "MobileNetV3-small: stage 4 stride 1, no conv_head",
+        "neck: BatchNorm1d, ReLU, Linear without bias, BatchNorm1d (tensors neck.0 to neck.3)",
+    )
 
     def __init__(self, config: EmbedderConfig, pretrained: bool = False):
         super().__init__()
@@ -111,9 +123,9 @@ class Embedder(nn.Module):
         return channels
 
 
-def retrieval_config(config: EmbedderConfig) -> EmbedderConfig:
+def retrieval_config(config: Config) -> Config:
     """The same network without its training classifier."""
-    return EmbedderConfig(**{**asdict(config), "num_classes": 0})
+    return replace(config, num_classes=0)
 
 
 def check_backbone(name: str) -> None:

@@ -15,7 +15,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import timm
 import torch
@@ -231,11 +231,6 @@ class PrunedViTConfig:
             raise ValueError(f"softmax_guard must be at least 0, got {self.softmax_guard}")
         keep_counts(1, self.keep_ratio)
 
-    @property
-    def normalisation(self) -> str:
-        """Key of orchestrator.datasets.augmentation.PIXELS."""
-        return self.pixels
-
 
 class Trained(NamedTuple):
     """What losses see of a forward pass in training."""
@@ -252,7 +247,8 @@ class PrunedViT(nn.Module):
     removed and nothing is random. :meth:`trained` is the forward pass of training.
     """
 
-    architecture: ClassVar[tuple[str, ...]] = (
+    resize = "bicubic"  # to image_size, with anti-aliasing
+    architecture = (
         "timm VisionTransformer without head; tokens: class token, then rows of patches",
         "before the blocks in model.stages: LayerNorm(1e-5), Linear, GELU, second half of the channels averaged over "
         "tokens, Linear, GELU, Linear, GELU, Linear: 2 logits per image token (tensors predictors.0 to .2)",
@@ -289,6 +285,11 @@ class PrunedViT(nn.Module):
         if config.num_classes:
             self.classifier = nn.Linear(width, config.num_classes, bias=False)
             nn.init.normal_(self.classifier.weight, std=0.001)
+
+    @property
+    def pixels(self) -> str:
+        """Mean and deviation of the input."""
+        return self.config.pixels
 
     @property
     def counts(self) -> tuple[int, int, int]:

@@ -233,13 +233,14 @@ def pixels(
     progress: Progress = silent,
     workers: int = 0,
     verify: bool = False,
+    resize: str = "bilinear",
 ) -> Rows:
     """uint8 frames (3, H, W) of all images, decoded and resized once for all trials."""
-    made_from = {"images": images.fingerprint, "size": list(size), "resize": "bilinear antialias"}
+    made_from = {"images": images.fingerprint, "size": list(size), "resize": f"{resize} antialias"}
 
     def blocks() -> Iterator[Block]:
         done = 0
-        for frames in fetch(Frames(images, size), _ranges(len(images), 256), workers):
+        for frames in fetch(Frames(images, size, resize), _ranges(len(images), 256), workers):
             done += len(frames)
             progress(f"decoding {images.name} at {size[0]}×{size[1]}", done, len(images))
             yield {"value": frames.numpy()}

@@ -13,9 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models.embedder import Embedder, EmbedderConfig, retrieval_config
-from orchestrator.datasets.augmentation import MEAN, STD
+from models.token_pruning import PrunedViT, PrunedViTConfig
+from orchestrator.datasets.augmentation import PIXELS
 
 FORMAT = 1
+# What a stored model is -> its class and configuration.
+MODELS: dict[str, tuple[type, type]] = {
+    "embedder": (Embedder, EmbedderConfig),
+    "pruned_vit": (PrunedViT, PrunedViTConfig),
+}
+Model = Embedder | PrunedViT
+ModelConfig = EmbedderConfig | PrunedViTConfig
 
 
 def save(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -44,12 +52,10 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def save_model(
-    folder: str | Path, model: Embedder, facts: Mapping[str, Any], name: str = "student", classifier: bool = False
-) -> None:
+def save_model(folder: str | Path, model: Model, facts: Mapping[str, Any], name: str = "student") -> None:
     """``<name>.safetensors`` (weights, no classifier) and ``<name>.json`` (how to build and feed it).
 
-    With ``classifier`` also ``<name>.classifier.safetensors``, which losses on class predictions need of a teacher.
+    A classifier goes to ``<name>.classifier.safetensors``: losses on class predictions need it of a teacher.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,27 +64,23 @@ def save_model(
     }
     config = {
         "format": FORMAT,
+        "kind": next(kind for kind, (cls, _) in MODELS.items() if isinstance(model, cls)),
         "model": asdict(retrieval_config(model.config)),
         "input": {
             "size": list(model.config.image_size),
-            "resize": "exactly, bilinear with anti-aliasing",
+            "resize": f"exactly, {model.resize} with anti-aliasing",
             "range": "RGB in [0, 1], then (x - mean) / std",
-            "mean": list(MEAN),
-            "std": list(STD),
+            "mean": list(PIXELS[model.pixels][0]),
+            "std": list(PIXELS[model.pixels][1]),
         },
-        "architecture": [
-            "timm backbone without head; its features averaged over positions",
-            "ResNets: last stage stride 1 (not dilated), stem pool 2x2 stride 2 without padding, channels x width",
-            "MobileNetV3-small: stage 4 stride 1, no conv_head",
-            "neck: BatchNorm1d, ReLU, Linear without bias, BatchNorm1d (tensors neck.0 to neck.3)",
-        ],
+        "architecture": list(model.architecture),
         "output": "raw embedding; L2-normalise before comparing",
         "facts": dict(facts),
     }
     partial = folder / f"{name}.safetensors.tmp-{os.getpid()}"
     save_file(weights, partial)
     os.replace(partial, folder / f"{name}.safetensors")
-    if classifier and model.classifier is not None:
+    if model.classifier is not None:
         partial = folder / f"{name}.classifier.safetensors.tmp-{os.getpid()}"
         save_file({"weight": model.classifier.weight.detach().cpu().contiguous()}, partial)
         os.replace(partial, folder / f"{name}.classifier.safetensors")
@@ -88,7 +90,7 @@ def save_model(
     os.replace(partial, folder / f"{name}.json")
 
 
-def load_model(path: str | Path, expected: EmbedderConfig | None = None) -> tuple[Embedder, dict[str, Any]]:
+def load_model(path: str | Path, expected: ModelConfig | None = None) -> tuple[Model, dict[str, Any]]:
     """A model in eval mode from ``<name>.safetensors`` and, beside it, ``<name>.json``; and the stored facts.
 
     Args:
@@ -105,14 +107,19 @@ def load_model(path: str | Path, expected: EmbedderConfig | None = None) -> tupl
     sidecar = path.with_suffix(".json")
     stored = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
     wanted_config = None if expected is None else retrieval_config(expected)
-    config = EmbedderConfig(**stored["model"]) if stored else wanted_config
-    if config is None:
+    if not stored and wanted_config is None:
         raise ValueError(f"{path} has no {sidecar.name} beside it, so its architecture is unknown")
+    kind = stored.get("kind", "embedder")  # files of 0.2 and before do not say
+    if kind not in MODELS:
+        raise ValueError(f"{path} holds a {kind!r}; this version knows {', '.join(MODELS)}")
+    config = MODELS[kind][1](**stored["model"]) if stored else wanted_config
+    if wanted_config is not None and type(config) is not type(wanted_config):
+        raise ValueError(f"{path} holds another kind of network: {kind}")
     if wanted_config not in (None, config):
         have, want = asdict(config), asdict(wanted_config)
         differing = [f"{k} {have[k]} instead of {want[k]}" for k in want if have[k] != want[k]]
         raise ValueError(f"{path} holds another architecture: {', '.join(differing)}")
-    model = Embedder(config)
+    model = next(cls for cls, config_class in MODELS.values() if isinstance(config, config_class))(config)
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:

@@ -378,6 +378,8 @@ def _prepare_all(
             facts |= on_ray.prepare(name, recipe_dict(variant), benchmark, place, gpus, bar)
         prepared[key] = facts
         console.print(f"  {facts['protocol']}", markup=False)
+        if "notice" in facts:
+            console.print(f"  notice: {facts['notice']}", markup=False)
         teacher = facts.get("teacher_metrics", {})
         if teacher:
             scores = f"mAP {teacher['teacher/map']:.4f}, rank-1 {teacher['teacher/rank1']:.4f}"
@@ -410,7 +412,7 @@ def _install_teacher(student: Path, folder: Path, facts: dict[str, Any]) -> None
 
     model, stored = checkpoint.load_model(student)
     model.classifier = checkpoint.load_classifier(student)
-    checkpoint.save_model(folder, model, {**stored, **facts}, name="teacher", classifier=True)
+    checkpoint.save_model(folder, model, {**stored, **facts}, name="teacher")
 
 
 def _new_folder(place: Place, stem: str) -> Path:

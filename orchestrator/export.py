@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import typer
 
-from models.embedder import Embedder
 from orchestrator import checkpoint, command, tracking
 from orchestrator.command import console
 
@@ -51,7 +50,7 @@ def main(
     console.print(f"{folder / name}.{form.value} and {name}.json")
 
 
-def export_onnx(student: Embedder, path: Path) -> float:
+def export_onnx(student: checkpoint.Model, path: Path) -> float:
     """Writes an ONNX graph with a free batch size and compares it with torch.
 
     Returns:

@@ -6,12 +6,49 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from orchestrator.method import Panel
+from orchestrator.method import Panel, Points, Sheet
 
 matplotlib.use("Agg", force=False)
 
 # One colour-blind-safe set for everything (Okabe and Ito).
 OURS, PUBLISHED, RIGHT, WRONG, MUTED = "#0072B2", "#D55E00", "#009E73", "#CC3311", "#999999"
+
+
+def draw(picture: Panel | Sheet | Points) -> Figure:
+    """The figure of a method's picture."""
+    if isinstance(picture, Panel):
+        return draw_panel(picture)
+    return draw_sheet(picture) if isinstance(picture, Sheet) else draw_points(picture)
+
+
+def draw_sheet(sheet: Sheet) -> Figure:
+    """Rows and columns of pictures, names above and at the left."""
+    rows, columns, height, width = sheet.images.shape[:4]
+    cell = 1.05 * max(1.0, height / width)
+    figure = Figure(figsize=(0.6 + 1.15 * columns, 0.5 + cell * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for r in range(rows):
+        for c in range(columns):
+            _image(axes[r][c], sheet.images[r, c], MUTED, sheet.columns[c] if r == 0 else "")
+        if sheet.rows:
+            axes[r][0].set_ylabel(sheet.rows[r], fontsize=8)
+    figure.suptitle(sheet.title, fontsize=10)
+    return figure
+
+
+def draw_points(points: Points) -> Figure:
+    """One map beside another; a colour for every label, a cross for marked points."""
+    figure = Figure(figsize=(4.4 * len(points.maps), 4.3), layout="constrained")
+    axes = figure.subplots(1, len(points.maps), squeeze=False)[0]
+    colour = matplotlib.colormaps["tab20"](np.unique(points.label, return_inverse=True)[1] % 20)
+    for axis, (name, at) in zip(axes, points.maps.items(), strict=True):
+        for chosen, mark, what in ((~points.marked, "o", points.marks[0]), (points.marked, "X", points.marks[1])):
+            axis.scatter(*at[chosen].T, c=colour[chosen], marker=mark, s=34, linewidths=0.4, edgecolors="white",
+                         label=what)  # fmt: skip
+        axis.set(title=name, xticks=[], yticks=[])
+    axes[0].legend(fontsize=8)
+    figure.suptitle(points.title, fontsize=10)
+    return figure
 
 
 def draw_panel(panel: Panel) -> Figure:

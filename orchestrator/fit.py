@@ -55,7 +55,7 @@ def fit(
     for epoch in range(len(history) + 1, experiment.epochs + 1):
         rate = experiment.learning_rate(epoch)
         for group in experiment.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_scale", 1.0)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         task.train()
@@ -152,8 +152,10 @@ def _train_epoch(
         total = losses.total
         experiment.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        gradients = [p.grad for p in experiment.task.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         if experiment.clip_norm:
-            torch.nn.utils.clip_grad_norm_(experiment.task.parameters(), experiment.clip_norm)
+            torch.nn.utils.clip_grads_with_norm_(experiment.task.parameters(), experiment.clip_norm, norm)
         experiment.optimizer.step()
         with torch.no_grad():
             experiment.task.after_step()
@@ -165,7 +167,9 @@ def _train_epoch(
         for name, term in detached.terms.items():
             sums[f"loss/{name}"] = sums.get(f"loss/{name}", 0) + term
             sums[f"loss_weighted/{name}"] = sums.get(f"loss_weighted/{name}", 0) + term * losses.weights[name]
-        sums["train/loss"] = sums.get("train/loss", 0) + total.detach()
+        seen = {"loss": total, "gradient_norm": norm, **losses.observed}
+        for name, value in seen.items():
+            sums[f"train/{name}"] = sums.get(f"train/{name}", 0) + value.detach()
         steps += 1
     if waiting is None:
         raise ValueError(f"epoch {epoch} has no batch; is the training set smaller than one batch?")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -24,6 +25,7 @@ class Losses(NamedTuple):
 
     terms: dict[str, Tensor]
     weights: dict[str, float]
+    observed: Mapping[str, Tensor] = MappingProxyType({})  # scalars for the log that nobody trains on
 
     @property
     def total(self) -> Tensor:
@@ -109,7 +111,8 @@ class Method:
     teacher_folder: Callable[[Any, Place, Any], str] = lambda recipe, place, progress: ""
     # A stored student scored again from images and caches: student, recipe, place -> metrics.
     evaluate: Callable[[nn.Module, Any, Place], dict[str, float]] | None = None
-    panel: Callable[[nn.Module, Any, Place], "Panel"] | None = None
+    # Pictures of a trained student by name, as plain data that orchestrator.figures draws.
+    pictures: Callable[[nn.Module, Any, Place], dict[str, "Panel | Sheet | Points"]] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,27 @@ class Panel:
     query: np.ndarray  # (Q, H, W, 3) uint8
     results: np.ndarray  # (Q, R, H, W, 3) uint8, best first
     correct: np.ndarray  # (Q, R) bool
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of pictures with names of rows and columns."""
+
+    title: str
+    images: np.ndarray  # (R, C, H, W, 3) uint8
+    columns: tuple[str, ...]
+    rows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Points:
+    """Maps of the same points in the plane, side by side."""
+
+    title: str
+    maps: Mapping[str, np.ndarray]  # name -> (N, 2)
+    label: np.ndarray  # (N,) whole numbers; one colour each
+    marked: np.ndarray  # (N,) bool: drawn with another mark
+    marks: tuple[str, str]  # what unmarked and marked points are
 
 
 @dataclass(frozen=True)

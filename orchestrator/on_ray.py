@@ -261,8 +261,9 @@ def _log_result(job: dict, method: Any, recipe: Any, place: Place, student: Any,
     """Student, cost and pictures of a finished trial."""
     uri, run_id = job["tracking_uri"], job["run_id"]
     student = student.eval().cpu()
-    facts = {"method": job["method"], "benchmark": job["benchmark"], "metrics": metrics, "recipe": recipe_dict(recipe)}
-    tracking.log_student(uri, run_id, student, facts, classifier=not method.has_teacher)  # it may become a teacher
+    facts = {"method": job["method"], "benchmark": job["benchmark"], "metrics": metrics,
+             "recipe": recipe_dict(recipe), "classes_fingerprint": job["classes"]}  # fmt: skip
+    tracking.log_student(uri, run_id, student, facts)
     size = student.config.image_size
     import torch
 
@@ -273,8 +274,9 @@ def _log_result(job: dict, method: Any, recipe: Any, place: Place, student: Any,
         "cost/cpu_images_per_s": cost.images_per_second(retrieval, torch.zeros(32, 3, *size), seconds=0.5),
     }
     tracking.log_values(uri, run_id, costs)
-    if method.panel is not None:
-        tracking.log_figure(uri, run_id, figures.draw_panel(method.panel(student, recipe, place)), "retrieval.png")
+    if method.pictures is not None:
+        for name, picture in method.pictures(student, recipe, place).items():
+            tracking.log_figure(uri, run_id, figures.draw(picture), f"{name}.png")
 
 
 def _run_trial(config: dict[str, Any]) -> None:
@@ -578,6 +580,7 @@ def trial_job(plan: Plan, space: SearchSpace, number: int, point: Mapping[str, A
         "gpus_per_worker": plan.gpus_per_worker,
         "threads": _threads(plan.concurrent * plan.workers),
         "claim": "",
+        "classes": facts.get("classes_fingerprint", ""),
     }
 
 

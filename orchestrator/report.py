@@ -288,9 +288,10 @@ def _best(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> Section:
     metric = {k: tracking.curve(uri, best.run_id, k) for k in ("val/map", "val/rank1", "symmetric/map") if k in keys}
     drawn = figures.training(f"trial {best.number}", terms, metric)
     pictures = [_png("training.png", "training curves of the best trial", drawn)]
-    panel = tracking.artifact(uri, best.run_id, "retrieval.png")
-    if panel is not None:
-        pictures.append(Picture("retrieval.png", "queries and their first ten results", panel.read_bytes()))
+    for name in tracking.pictures(uri, best.run_id):
+        file = tracking.artifact(uri, best.run_id, name)
+        if file is not None:
+            pictures.append(Picture(name, f"{Path(name).stem} of the best trial", file.read_bytes()))
     return Section(f"Best trial: {label(best.point, '.4g')}", pictures=pictures)
 
 

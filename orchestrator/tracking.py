@@ -27,7 +27,6 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from models.embedder import Embedder
 from orchestrator import cache, checkpoint
 from orchestrator.method import Place
 
@@ -181,10 +180,10 @@ def log_values(
     )
 
 
-def log_student(uri: str, run_id: str, student: Embedder, facts: Mapping[str, Any], classifier: bool = False) -> None:
-    """The student as ``student/student.safetensors`` + ``student/student.json``, and its classifier if asked for."""
+def log_student(uri: str, run_id: str, student: checkpoint.Model, facts: Mapping[str, Any]) -> None:
+    """The student as ``student/student.safetensors`` + ``student/student.json``, and its classifier if it has one."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save_model(folder, student, facts, classifier=classifier)
+        checkpoint.save_model(folder, student, facts)
         client(uri).log_artifacts(run_id, folder, "student")
 
 
@@ -202,6 +201,11 @@ def student_file(uri: str, run_id: str) -> Path:
 
 def log_figure(uri: str, run_id: str, figure: Any, name: str) -> None:
     client(uri).log_figure(run_id, figure, name)
+
+
+def pictures(uri: str, run_id: str) -> list[str]:
+    """Names of the pictures among a run's artifacts."""
+    return sorted(file.path for file in client(uri).list_artifacts(run_id) if file.path.endswith(".png"))
 
 
 def log_json(uri: str, run_id: str, value: Any, name: str) -> None:

@@ -78,7 +78,7 @@ def tiny_teacher(tmp_path_factory) -> Path:
     teacher = Embedder(config)
     teacher.classifier = torch.nn.Linear(16, 16, bias=False)  # of the 16 training identities
     folder = tmp_path_factory.mktemp("teacher")
-    checkpoint.save_model(folder, teacher, {}, "teacher", classifier=True)
+    checkpoint.save_model(folder, teacher, {}, "teacher")
     return folder / "teacher.safetensors"
 
 

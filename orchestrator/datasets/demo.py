@@ -54,7 +54,7 @@ def render(identity: int, camera: int, shot: int) -> Image.Image:
     rng = np.random.default_rng([_VERSION, identity, camera, shot])
     scale = 2  # drawn at twice the size, so that edges are smooth
     side = _SIZE * scale
-    image = _background(camera, side, rng)
+    image = background(camera, side, rng)
     thing = _object(identity, int(side * 0.72))
     lens = np.random.default_rng([_VERSION, 10_000 + camera])
     thing = thing.rotate(lens.uniform(-15, 15) + rng.normal(0, 10), Image.Resampling.BICUBIC, expand=True)
@@ -68,7 +68,7 @@ def render(identity: int, camera: int, shot: int) -> Image.Image:
         _occlude(image, rng)
     image = image.resize((_SIZE, _SIZE), Image.Resampling.LANCZOS)
     image = image.filter(ImageFilter.GaussianBlur(lens.uniform(0.0, 0.9)))
-    return _light(image, lens, rng)
+    return light(image, lens, rng)
 
 
 def _image_set(part: str, role: str, first_shot: int) -> ImageSet:
@@ -86,12 +86,12 @@ def _object(identity: int, side: int) -> Image.Image:
     inner = rng.choice([1.0, 0.8, 0.55])
     hue = rng.random()
     second = (hue + rng.choice([0.08, 0.2, 0.5])) % 1
-    fill, other = _colour(hue, rng.uniform(0.4, 0.9)), _colour(second, rng.uniform(0.4, 0.9))
+    fill, other = colour(hue, rng.uniform(0.4, 0.9)), colour(second, rng.uniform(0.4, 0.9))
     body = Image.new("RGB", (side, side), fill)
     _pattern(ImageDraw.Draw(body), str(rng.choice(["stripes", "rings", "dots", "half", "plain"])), other, side, rng)
     emblem = [int(side * v) for v in rng.uniform(0.3, 0.55, 2)]
     size = int(side * rng.uniform(0.12, 0.22))
-    ImageDraw.Draw(body).ellipse((*emblem, emblem[0] + size, emblem[1] + size), fill=_colour(rng.random(), 0.9))
+    ImageDraw.Draw(body).ellipse((*emblem, emblem[0] + size, emblem[1] + size), fill=colour(rng.random(), 0.9))
     mask = Image.new("L", (side, side))
     points = []
     for corner in range(2 * corners):
@@ -121,7 +121,7 @@ def _pattern(draw: ImageDraw.ImageDraw, kind: str, colour: tuple[int, int, int],
         draw.rectangle((0, side // 2, side, side), fill=colour)
 
 
-def _background(camera: int, side: int, rng: np.random.Generator) -> Image.Image:
+def background(camera: int, side: int, rng: np.random.Generator) -> Image.Image:
     scene = np.random.default_rng([_VERSION, 30_000 + camera])
     top, bottom = scene.uniform(40, 215, (2, 3))
     rows = np.linspace(0, 1, side)[:, None, None]
@@ -138,12 +138,12 @@ def _occlude(image: Image.Image, rng: np.random.Generator) -> None:
     ImageDraw.Draw(image).rectangle((x, y, x + width, y + height), fill=(grey, grey, grey))
 
 
-def _light(image: Image.Image, lens: np.random.Generator, rng: np.random.Generator) -> Image.Image:
+def light(image: Image.Image, lens: np.random.Generator, rng: np.random.Generator) -> Image.Image:
     tint = lens.uniform(0.6, 1.25, 3) * rng.uniform(0.75, 1.2)
     pixels = np.asarray(image, dtype=np.float64) * tint + rng.normal(0, 5, (image.height, image.width, 3))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _colour(hue: float, value: float) -> tuple[int, int, int]:
+def colour(hue: float, value: float) -> tuple[int, int, int]:
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, value)
     return int(red * 255), int(green * 255), int(blue * 255)

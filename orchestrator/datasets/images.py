@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transform
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff"}
 
 
 class Reader(Protocol):
@@ -113,6 +113,7 @@ class RetrievalData:
     gallery: ImageSet
     leave_one_out: bool = False  # query and gallery are the same set; an image does not find itself
     camera_filter: bool = False  # gallery images of the query's identity and camera are removed
+    notice: str = ""  # what a user of the data should know, printed before every run
 
     def __post_init__(self):
         if self.leave_one_out and self.query.keys != self.gallery.keys:
@@ -142,10 +143,11 @@ def decode(data: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
-def frame(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """uint8 (3, H, W), resized exactly to ``size`` with anti-aliased bilinear interpolation."""
+def frame(image: Image.Image, size: tuple[int, int], resize: str = "bilinear") -> Tensor:
+    """uint8 (3, H, W), resized exactly to ``size`` with anti-aliased interpolation, bilinear or bicubic."""
     pixels = transform.pil_to_tensor(image)
-    return transform.resize(pixels, list(size), interpolation=transform.InterpolationMode.BILINEAR, antialias=True)
+    mode = transform.InterpolationMode(resize)
+    return transform.resize(pixels, list(size), interpolation=mode, antialias=True)
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,11 @@ class Frames:
 
     images: ImageSet
     size: tuple[int, int]
+    resize: str = "bilinear"
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
         """uint8 (B, 3, H, W). Raises OSError that names the image."""
-        return torch.stack([frame(_decoded(self.images, int(i)), self.size) for i in indices])
+        return torch.stack([frame(_decoded(self.images, int(i)), self.size, self.resize) for i in indices])
 
 
 def _decoded(images: ImageSet, index: int) -> Image.Image:

@@ -95,6 +95,23 @@ def image_set(
     return ImageSet(name, tuple(keys), np.asarray(identity, dtype=np.int64), Folder(str(root), tuple(keys)), camera)
 
 
+PEOPLE = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}  # folders of Market's kind
+
+
+def people(name: str, root: Path, part: str, grammar: str) -> ImageSet:
+    """One side of a data set laid out as Market-1501: person and camera in the file name, person -1 left out."""
+    expected = "bounding_box_train/, query/ and bounding_box_test/"
+    keys, numbers = files(f"{name}/{part}", root, PEOPLE[part], grammar, expected)
+    known = numbers[:, 0] >= 0
+    keys = [key for key, k in zip(keys, known, strict=True) if k]
+    return image_set(f"{name}/{part}", root, keys, numbers[known, 0], numbers[known, 1])
+
+
+def inside(root: Path, *names: str) -> Path:
+    """The first of the named folders below a root that exists, or the root itself."""
+    return next((root / name for name in names if (root / name).is_dir()), root)
+
+
 def check_counts(images: ImageSet, expected: tuple[int, int]) -> ImageSet:
     """The set itself.
 

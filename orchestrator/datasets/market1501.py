@@ -1,6 +1,7 @@
 """Market-1501 (Zheng et al., ICCV 2015): people seen by six cameras.
 
     <data-root>/bounding_box_train/, query/, bounding_box_test/        0002_c1s1_000451_03.jpg: person 2, camera 1
+    or the same below <data-root>/Market-1501-v15.09.15/
 
 Of the gallery, images of person -1 (junk: bad detections) are left out, those of person 0 (distractors) are kept.
 Gallery images of the query's person and camera are removed. Some files of the release end in ``.jpg.jpg``.
@@ -11,7 +12,6 @@ import numpy as np
 from orchestrator.datasets import layout
 from orchestrator.datasets.images import ImageSet, RetrievalData
 
-_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 _COUNTS = {"train": (12_936, 751), "query": (3_368, 750), "gallery": (15_913, 751)}  # distractors are one identity
 _GRAMMAR = r"(-?\d+)_c(\d)s\d+_\d+_\d+\."
 
@@ -19,11 +19,18 @@ _GRAMMAR = r"(-?\d+)_c(\d)s\d+_\d+_\d+\."
 def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
     """Raises FileNotFoundError (what is missing where) and ValueError (counts or file names)."""
     layout.check_part("market1501", evaluate_on)
-    train, query, gallery = (layout.check_counts(_part(data_root, part), _COUNTS[part]) for part in _FOLDERS)
+    train, query, gallery = (part_of(data_root, part) for part in _COUNTS)
     layout.check_cameras(query, gallery, 6)
     if evaluate_on == "validation":
         return layout.held_out(train)
     return RetrievalData(train=train, query=query, gallery=gallery, camera_filter=True)
+
+
+def part_of(data_root: str, part: str) -> ImageSet:
+    """The training, query or gallery side; cross-domain benchmarks train on the first."""
+    root = layout.data_folder("market1501", data_root, "bounding_box_train/, query/ and bounding_box_test/")
+    images = layout.people("market1501", layout.inside(root, "Market-1501-v15.09.15"), part, _GRAMMAR)
+    return layout.check_counts(images, _COUNTS[part])
 
 
 def labels(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -34,12 +41,3 @@ def labels(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """
     person, camera = layout.parse_names("market1501", names, _GRAMMAR).T
     return person, camera
-
-
-def _part(data_root: str, part: str) -> ImageSet:
-    expected = "bounding_box_train/, query/ and bounding_box_test/"
-    root = layout.data_folder("market1501", data_root, expected)
-    keys, numbers = layout.files(f"market1501/{part}", root, _FOLDERS[part], _GRAMMAR, expected)
-    known = numbers[:, 0] >= 0
-    keys = [key for key, k in zip(keys, known, strict=True) if k]
-    return layout.image_set(f"market1501/{part}", root, keys, numbers[known, 0], numbers[known, 1])

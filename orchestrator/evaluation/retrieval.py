@@ -33,6 +33,7 @@ class RetrievalMetrics:
 
     map: float
     rank1: float
+    rank3: float
     rank5: float
     rank10: float
     minp: float
@@ -42,7 +43,7 @@ class RetrievalMetrics:
 
     def log(self, prefix: str = "val") -> dict[str, float]:
         """The scalars under the names of the log: ``val/map``, ``val/rank1``, …"""
-        names = ("map", "rank1", "rank5", "rank10", "minp")
+        names = ("map", "rank1", "rank3", "rank5", "rank10", "minp")
         return {f"{prefix}/{name}": float(getattr(self, name)) for name in names}
 
 
@@ -133,6 +134,7 @@ def evaluate(
     return RetrievalMetrics(
         map=float(average_precision_Q[valid].mean()),
         rank1=float(cmc[0]),
+        rank3=float(cmc[2]),
         rank5=float(cmc[4]),
         rank10=float(cmc[9]),
         minp=float(inverse_penalty_Q[valid].mean()),

@@ -30,12 +30,11 @@ from torch import Tensor, nn
 
 from losses.similarity import at_least_float32, full_precision, in_chunks, nearest_similarities, unit_rows
 from models.embedder import Embedder, EmbedderConfig, check_backbone
-from orchestrator import cache, checkpoint, distributed, find, published
+from orchestrator import cache, checkpoint, distributed, published
 from orchestrator.cache import Progress, Rows, silent
 from orchestrator.datasets.augmentation import normalised
-from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, digest, fetch
+from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, fetch
 from orchestrator.datasets.sampling import identity_batches, own_part, shuffled_batches
-from orchestrator.evaluation.retrieval import nearest
 from orchestrator.method import (
     Batch,
     Count,
@@ -416,30 +415,17 @@ def evaluate_student(
     return _evaluate(recipe, prepared, place, gallery_GD, Task(student.to(device)), device)
 
 
-def panel(
-    method: Distillation, student: Embedder, recipe: AsymmetricRecipe, place: Place, queries: int = 6, results: int = 10
-) -> Panel:
-    """A few queries, spread over the set, with their first results."""
+def pictures(method: Distillation, student: Embedder, recipe: AsymmetricRecipe, place: Place) -> dict[str, Panel]:
+    """A few queries with what the student finds for them in the teacher's gallery."""
     prepared, device = _open(method, recipe, place), embedding.default_device()
-    data = prepared.data
-    chosen = np.unique(np.linspace(0, len(data.query) - 1, queries).astype(int))
-    query_QD = student.to(device)(normalised(torch.as_tensor(prepared.query(chosen)).to(device))).detach()
+    student = student.to(device)
+
+    @torch.no_grad()
+    def embed_queries(chosen: np.ndarray) -> Tensor:
+        return student(embedding.model_input(student, prepared.query(chosen), device))
+
     gallery_GD = prepared.gallery_embeddings(device)
-    removed_QG = np.zeros((len(chosen), len(data.gallery)), bool)
-    if data.leave_one_out:
-        removed_QG[np.arange(len(chosen)), chosen] = True
-    if data.camera_filter:
-        removed_QG |= (data.query.identity[chosen, None] == data.gallery.identity[None]) & (
-            data.query.camera[chosen, None] == data.gallery.camera[None]
-        )
-    found_QR = nearest(query_QD, gallery_GD, min(results, len(data.gallery) - int(removed_QG.sum(1).max())), removed_QG)
-    shown = Frames(data.gallery, recipe.teacher_size if max(recipe.teacher_size) <= 96 else (96, 96))
-    return Panel(
-        title="Queries and their first results, right framed green, wrong framed red",
-        query=Frames(data.query, shown.size)(chosen).permute(0, 2, 3, 1).numpy(),
-        results=np.stack([shown(row).permute(0, 2, 3, 1).numpy() for row in found_QR]),
-        correct=data.query.identity[chosen, None] == data.gallery.identity[found_QR],
-    )
+    return {"retrieval": embedding.panel(prepared.data, embed_queries, gallery_GD, recipe.teacher_size)}
 
 
 def recipes(recipe: type, own: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
@@ -479,7 +465,7 @@ def method(paper: str, recipes: dict[str, Any], distillation: Distillation) -> M
         teacher=teacher_recipe,
         teacher_folder=teacher_folder,
         evaluate=partial(evaluate_student, distillation),
-        panel=partial(panel, distillation),
+        pictures=partial(pictures, distillation),
     )
 
 
@@ -622,13 +608,7 @@ def _teacher_training(recipe: AsymmetricRecipe) -> supervised.Recipe:
 
 
 def _teacher_folder(recipe: AsymmetricRecipe, place: Place, progress: Progress = silent) -> Path:
-    # A teacher is its training recipe and its training images; where and how fast it was computed is not part.
-    values = recipe_dict(_teacher_training(recipe))
-    for name in ("pixel_cache", "loader_workers", "compile", "evaluate_every", "evaluate_on", "skip_unreadable"):
-        values.pop(name)
-    data = find.dataset(recipe.dataset)(place.data_root, recipe.evaluate_on)
-    train = cache.indexed(data.train, place.folder("cache"), recipe.skip_unreadable, progress)
-    return Path(place.folder("teachers", digest([values, train.fingerprint])[:32]))
+    return embedding.teacher_folder(_teacher_training(recipe), place, progress)
 
 
 def _load_teacher(recipe: AsymmetricRecipe, place: Place) -> tuple[Embedder, str]:

@@ -9,12 +9,13 @@ batch-hard triplet loss on the pooled feature, on a batch of P identities × K i
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from losses.similarity import at_least_float32
@@ -23,48 +24,54 @@ from models.embedder import Embedder, EmbedderConfig, check_backbone
 from orchestrator import cache, distributed, find
 from orchestrator.cache import Progress, silent
 from orchestrator.datasets.augmentation import DRAWS, Augmentation, normalised
-from orchestrator.datasets.images import Frames, ImageSet, RetrievalData
+from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, digest
 from orchestrator.datasets.sampling import identity_batches, own_part
-from orchestrator.evaluation.retrieval import RetrievalMetrics, evaluate
-from orchestrator.method import Batch, Count, Experiment, Losses, Place, Positive, Probability, Range, Task, Weight
+from orchestrator.evaluation.retrieval import RetrievalMetrics, evaluate, nearest
+from orchestrator.method import (
+    Batch,
+    Count,
+    Experiment,
+    Losses,
+    Panel,
+    Place,
+    Positive,
+    Probability,
+    Range,
+    Task,
+    Weight,
+    recipe_dict,
+)
 
 Pixels = Annotated[tuple[int, int], Range(8)]
 Whole = Annotated[int, Range(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingRecipe:
-    """Numbers of a supervised embedder; defaults are the D3still authors' (card "D3still", section 3)."""
+class TrainingRecipe:
+    """What every training job of a retrieval network has, whatever the method."""
 
     dataset: str  # file name of the reader in orchestrator/datasets
     evaluate_on: Literal["test", "validation"] = "test"
     # The network that is trained.
     student: str = "resnet18.tv_in1k"  # timm name
-    student_width: Positive = 1.0  # scales the channels of a ResNet
     student_size: Pixels = (64, 64)  # height × width in pixels
     student_pad: Whole = 2  # zeros around the image before the random crop, pixels
-    embedding_dim: Count = 512
     pretrained: bool = True  # start from timm's ImageNet weights
     # Supervised losses on a batch of P identities × K images.
     identities_per_batch: Annotated[int, Range(2)] = 16  # P
     images_per_identity: Count = 6  # K
-    cross_entropy: Weight = 1.0
     label_smoothing: Probability = 0.1
-    triplet: Weight = 1.0
-    triplet_margin: Weight = 0.3  # Euclidean, of the pooled feature before the neck
+    triplet_margin: Weight = 0.3  # Euclidean, of the feature before the neck
     # Augmentation after the resize.
     flip: Probability = 0.5
     erase: Probability = 0.5
-    erase_fill: Literal["mean", "zero"] = "mean"
     # Optimisation.
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Positive = 0.01
     momentum: Annotated[float, Range(0, 1)] = 0.9
-    weight_decay: Weight = 5e-4  # on everything, biases and batch norms included
+    weight_decay: Weight = 5e-4
     epochs: Count = 120
-    warmup_epochs: Whole = 10  # linear from a tenth of the rate
-    constant_epochs: Whole = 40  # the cosine begins after this epoch
-    least_rate: Weight = 1e-7
+    warmup_epochs: Whole = 10  # linear
     clip_norm: Weight = 0.0  # 0 = no clipping
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; auto = bfloat16 on a GPU
     compile: bool = False
@@ -74,6 +81,24 @@ class EmbeddingRecipe:
     pixel_cache: Literal["auto", "on", "off"] = "auto"  # auto = on up to 128 × 128 pixels
     loader_workers: Whole = 4  # processes that decode images that are not cached
     skip_unreadable: bool = False
+
+
+# Fields of a training that decide how fast and where it runs, not what comes out of it.
+NOT_PART_OF_A_TEACHER = ("pixel_cache", "loader_workers", "compile", "evaluate_every", "evaluate_on", "skip_unreadable")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingRecipe(TrainingRecipe):
+    """Numbers of a supervised embedder; defaults are the D3still authors' (card "D3still", section 3)."""
+
+    student_width: Positive = 1.0  # scales the channels of a ResNet
+    embedding_dim: Count = 512
+    cross_entropy: Weight = 1.0
+    triplet: Weight = 1.0
+    erase_fill: Literal["mean", "zero"] = "mean"
+    # The rate begins at a tenth; weight decay is on everything, biases and batch norms included.
+    constant_epochs: Whole = 40  # the cosine begins after this epoch
+    least_rate: Weight = 1e-7
 
 
 def check(recipe: EmbeddingRecipe, workers: int = 1) -> None:
@@ -133,13 +158,13 @@ def build_student(recipe: EmbeddingRecipe, num_classes: int) -> Embedder:
     return Embedder(student_config(recipe, num_classes), pretrained=recipe.pretrained)
 
 
-def networks_precision(recipe: EmbeddingRecipe, device: torch.device) -> Literal["float32", "bfloat16"]:
+def networks_precision(recipe: TrainingRecipe, device: torch.device) -> Literal["float32", "bfloat16"]:
     if recipe.precision == "auto":
         return "bfloat16" if device.type == "cuda" else "float32"
     return recipe.precision
 
 
-def load_data(recipe: EmbeddingRecipe, place: Place, progress: Progress = silent) -> RetrievalData:
+def load_data(recipe: TrainingRecipe, place: Place, progress: Progress = silent) -> RetrievalData:
     """The indexed benchmark: counts checked, every image readable, fingerprints known.
 
     Raises:
@@ -152,17 +177,18 @@ def load_data(recipe: EmbeddingRecipe, place: Place, progress: Progress = silent
 
 
 def frames(
-    recipe: EmbeddingRecipe,
+    recipe: TrainingRecipe,
     images: ImageSet,
     size: tuple[int, int],
     place: Place,
     progress: Progress = silent,
     verify: bool = False,
+    resize: str = "bilinear",
 ) -> "cache.Rows | Frames":
     """Source of uint8 frames of one size: the pixel cache where it is used, else decoding."""
     if recipe.pixel_cache == "on" or (recipe.pixel_cache == "auto" and size[0] * size[1] <= 128 * 128):
-        return cache.pixels(images, size, place.folder("cache"), progress, recipe.loader_workers, verify)
-    return Frames(images, size)
+        return cache.pixels(images, size, place.folder("cache"), progress, recipe.loader_workers, verify, resize)
+    return Frames(images, size, resize)
 
 
 def augmentation(recipe: EmbeddingRecipe) -> Augmentation:
@@ -244,7 +270,9 @@ def supervised_losses(recipe: EmbeddingRecipe, student: Embedder, images_BCHW: T
 
 
 @torch.no_grad()
-def embed(model: Embedder, source: "cache.Rows | Frames", count: int, device: torch.device, batch: int = 256) -> Tensor:
+def embed(
+    model: nn.Module, source: "cache.Rows | Frames", count: int, device: torch.device, batch: int = 256
+) -> Tensor:
     """Raw float32 embeddings of all images, in order, in eval mode: (count, D) on the device.
 
     Every rank embeds a share and receives all rows.
@@ -254,11 +282,24 @@ def embed(model: Embedder, source: "cache.Rows | Frames", count: int, device: to
     share = -(-count // distributed.world_size())
     own = (np.arange(share) + distributed.rank() * share).clip(max=count - 1)  # the last share may repeat its end
     parts = [
-        model(normalised(torch.as_tensor(source(own[start : start + batch])).to(device))).float()
+        model(model_input(model, source(own[start : start + batch]), device)).float()
         for start in range(0, share, batch)
     ]
     model.train(was_training)
     return distributed.gather_without_gradient(torch.cat(parts))[:count]
+
+
+def teacher_folder(training: TrainingRecipe, place: Place, progress: Progress = silent) -> Path:
+    """Where the teacher of a training recipe is or will be: named by the recipe and its training images."""
+    values = {k: v for k, v in recipe_dict(training).items() if k not in NOT_PART_OF_A_TEACHER}
+    data = find.dataset(training.dataset)(place.data_root, training.evaluate_on)
+    train = cache.indexed(data.train, place.folder("cache"), training.skip_unreadable, progress)
+    return Path(place.folder("teachers", digest([values, train.fingerprint])[:32]))
+
+
+def model_input(model: nn.Module, frames: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """uint8 frames as the network wants its pixels."""
+    return normalised(torch.as_tensor(frames).to(device), model.pixels)
 
 
 def score(data: RetrievalData, query_QD: Tensor, gallery_GD: Tensor) -> RetrievalMetrics:
@@ -269,8 +310,47 @@ def score(data: RetrievalData, query_QD: Tensor, gallery_GD: Tensor) -> Retrieva
     )
 
 
+def panel(
+    data: RetrievalData, embed_queries: Callable[[np.ndarray], Tensor], gallery_GD: Tensor, size: tuple[int, int],
+    queries: int = 6, results: int = 10,
+) -> Panel:  # fmt: skip
+    """A few queries, spread over the set, with their first results under the benchmark's protocol.
+
+    Args:
+        data: the benchmark.
+        embed_queries: query numbers -> raw embeddings.
+        gallery_GD: raw embeddings of the whole gallery.
+        size: of the shown pictures in pixels; at most 96 on a side are drawn.
+        queries: how many.
+        results: how many for each.
+    """
+    chosen = np.unique(np.linspace(0, len(data.query) - 1, queries).astype(int))
+    removed_QG = np.zeros((len(chosen), len(data.gallery)), bool)
+    if data.leave_one_out:
+        removed_QG[np.arange(len(chosen)), chosen] = True
+    if data.camera_filter:
+        removed_QG |= (data.query.identity[chosen, None] == data.gallery.identity[None]) & (
+            data.query.camera[chosen, None] == data.gallery.camera[None]
+        )
+    shown_results = min(results, len(data.gallery) - int(removed_QG.sum(1).max()))
+    found_QR = nearest(embed_queries(chosen), gallery_GD, shown_results, removed_QG)
+    scale = min(1.0, 96 / max(size))
+    shown = Frames(data.gallery, (round(size[0] * scale), round(size[1] * scale)))
+    return Panel(
+        title="Queries and their first results, right framed green, wrong framed red",
+        query=Frames(data.query, shown.size)(chosen).permute(0, 2, 3, 1).numpy(),
+        results=np.stack([shown(row).permute(0, 2, 3, 1).numpy() for row in found_QR]),
+        correct=data.query.identity[chosen, None] == data.gallery.identity[found_QR],
+    )
+
+
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def classes_fingerprint(train: ImageSet) -> str:
+    """Which identity is which class: classifiers of equal fingerprint have equal columns."""
+    return digest(np.unique(train.identity).tolist())
 
 
 def names_of(images: ImageSet, indices: np.ndarray) -> list[str]:
@@ -284,4 +364,5 @@ def plain_facts(data: RetrievalData) -> dict[str, Any]:
         "train_fingerprint": data.train.fingerprint,
         "query_fingerprint": data.query.fingerprint,
         "gallery_fingerprint": data.gallery.fingerprint,
-    }
+        "classes_fingerprint": classes_fingerprint(data.train),
+    } | ({"notice": data.notice} if data.notice else {})

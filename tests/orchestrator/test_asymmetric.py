@@ -164,7 +164,7 @@ def test_a_teacher_without_its_classifier_is_refused(tiny_recipe, tiny_place, tm
         with pytest.raises(ValueError, match=r"needs the teacher's classifier, and .*lone.classifier.safetensors does"):
             find.method(method).prepare(recipe, tiny_place)
     teacher.classifier = torch.nn.Linear(16, 9, bias=False)
-    checkpoint.save_model(tmp_path, teacher, {}, "lone", classifier=True)
+    checkpoint.save_model(tmp_path, teacher, {}, "lone")
     with pytest.raises(ValueError, match=r"is \(9, 16\), this data set needs \(16, 16\)"):
         find.method("ugd").prepare(recipe, tiny_place)
     (tmp_path / "lone.classifier.safetensors").write_bytes(b"nothing")

@@ -73,6 +73,7 @@ def share(rank: int, world: int, file: str, out: str) -> None:
     join(rank, world, file)
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+    net.pixels = "imagenet"
     rows = torch.arange(7 * 12).reshape(7, 3, 2, 2).to(torch.uint8)
     embedded = embedding.embed(net, lambda i: rows[torch.as_tensor(i)], 7, CPU, batch=2)
     local = torch.full((2, 3), float(rank), requires_grad=True)

@@ -1,0 +1,50 @@
+"""The emoji set with something in front of every query: small real images for occluded re-identification.
+
+Files and identities as in orchestrator.datasets.emoji. A query is a drawing under one pasted occluder that covers a
+third to a half of it; the gallery and the training images are whole. Which occluder, and where, depends on the file's
+name alone. The occluders are drawn by the generator of NODA's default set with another seed: not the same patches, but
+of the same kinds.
+"""
+
+import hashlib
+import io
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from orchestrator.datasets import emoji
+from orchestrator.datasets.images import Reader, RetrievalData, decode, digest
+from orchestrator.datasets.occlusion import OCCLUDER_DRAWS, Occluders, procedural
+
+_SEED, _COUNT = 1, 60
+
+
+@dataclass(frozen=True)
+class Occluding:
+    """Images of another reader, each under an occluder."""
+
+    reader: Reader
+    occluders: Occluders
+
+    def read(self, key: str) -> bytes:
+        image = decode(self.reader.read(key))
+        name = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+        draws = np.random.default_rng([_SEED, name]).random((1, OCCLUDER_DRAWS))
+        overlay = self.occluders.overlay(draws, (image.height, image.width))[0]
+        pasted = Image.fromarray(overlay.permute(1, 2, 0).numpy(), "RGBA")
+        image.paste(pasted, (0, 0), pasted)
+        stored = io.BytesIO()
+        image.save(stored, "PNG", compress_level=1)
+        return stored.getvalue()
+
+    def stamp(self) -> str:
+        return digest([self.reader.stamp(), self.occluders.fingerprint])
+
+
+def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
+    """Raises FileNotFoundError (what is missing where) and ValueError (counts, columns or a damaged archive)."""
+    data = emoji.load(data_root, evaluate_on)
+    reader = Occluding(data.query.reader, procedural(_COUNT, _SEED))
+    query = replace(data.query, name=f"{data.query.name}-occluded", reader=reader)
+    return replace(data, query=query)
