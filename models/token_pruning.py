@@ -303,7 +303,7 @@ class PrunedViT(nn.Module):
             feature_BD = self.masked(images_BCHW)[0]
         else:
             feature_BD = self.gathered(images_BCHW)[0]
-        return self._after_neck(feature_BD) if self.config.embed_after_neck else feature_BD.float()
+        return self.after_neck(feature_BD) if self.config.embed_after_neck else feature_BD.float()
 
     def trained(self, images_BCHW: Tensor, noise_BSN2: Tensor | None = None, temperature: float = 1.0) -> Trained:
         """The forward pass of training: all tokens through all blocks, dropped ones masked.
@@ -315,13 +315,13 @@ class PrunedViT(nn.Module):
         """
         if not self.config.pruning:
             feature_BD = self._plain(images_BCHW)
-            return Trained(feature_BD, self._after_neck(feature_BD), None)
+            return Trained(feature_BD, self.after_neck(feature_BD), None)
 
         def decide(stage: int, log_pi_BN2: Tensor, kept_BN: Tensor) -> Tensor:
             return gumbel_keep(log_pi_BN2, noise_BSN2[:, stage], temperature, self.config.keep_column) * kept_BN
 
         feature_BD, masks_BSN = self._masked(images_BCHW, decide, self.config.reweight)
-        return Trained(feature_BD, self._after_neck(feature_BD), masks_BSN)
+        return Trained(feature_BD, self.after_neck(feature_BD), masks_BSN)
 
     def masked(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Inference with masks instead of removal: (class token after LN (B, D), masks (B, S, N)).
@@ -407,7 +407,8 @@ class PrunedViT(nn.Module):
         net = self.backbone
         return net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(images_BCHW))))
 
-    def _after_neck(self, feature_BD: Tensor) -> Tensor:
+    def after_neck(self, feature_BD: Tensor) -> Tensor:
+        """What the classifier sees of a class token."""
         # In float32 also under autocast: an embedding rounded to bfloat16 has other neighbours.
         with torch.autocast(feature_BD.device.type, enabled=False):
             feature_BD = feature_BD if feature_BD.dtype == torch.float64 else feature_BD.float()

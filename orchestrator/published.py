@@ -34,6 +34,8 @@ _PRINTED = {
     "resnet101.tv_in1k": "ResNet101",
     "mobilenetv2_100.ra_in1k": "MobileNetV2",
     "mobilenetv3_small_100.lamb_in1k": "MobileNetV3-S",
+    "deit_small_distilled_patch16_224.fb_in1k": "DeiT-S",
+    "vit_base_patch16_224.orig_in21k_ft_in1k": "ViT-B",
     "swinv2_tiny_window8_256.ms_in1k": "SwinV2-T",
     "swinv2_small_window8_256.ms_in1k": "SwinV2-S",
 }

@@ -1,0 +1,271 @@
+"""SUReID: occluded person re-identification with token pruning (Song and Liu, arXiv 2401.07469).
+
+A vision transformer drops the tokens that say nothing about the person (HTS), and a frozen teacher that keeps all of
+its tokens shows it what to keep (NPKD), on images with pasted occluders (NODA).
+
+    python -m orchestrator.train sureid --on demo
+    python -m orchestrator.sweep sureid_components --on occluded_duke --data-root DIR
+
+Minutes on the demo. On Occluded-DukeMTMC the authors needed one RTX 2080 Ti; a ViT-B teacher is trained first.
+
+The authors published no code. Where the paper is silent or contradicts itself, the recipe has a field: the default is
+our reading, the comment says so, and the alternatives are its other values.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.similarity import at_least_float32, full_precision
+from losses.sureid import Alignment, feature_term, logit_term, ratio_loss
+from losses.triplet import batch_hard_triplet, camera_triplet
+from models.token_pruning import PrunedViT, Rounding, Trained, gumbel_noise
+from orchestrator import distributed
+from orchestrator.method import Batch, Count, FilePath, Losses, Method, Positive, Probability, Range, Task, Weight
+from orchestrator.methods import sureid_training
+from orchestrator.methods.embedding import Pixels, TrainingRecipe, Whole
+
+KeepRatio = Annotated[float, Range(0, 1, above=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(TrainingRecipe):
+    """Numbers of one SUReID training; defaults are the paper's on Occluded-DukeMTMC.
+
+    A field marked "ours" is not stated in the paper, one marked "public code" comes from the code it builds on
+    (DynamicViT for pruning, TransReID for everything else).
+    """
+
+    # The student. Patch size, width, heads and depth: 0 = the network's own.
+    student: str = "deit_small_distilled_patch16_224.fb_in1k"  # into the plain network, without distillation token
+    student_size: Pixels = (256, 128)
+    student_width: Whole = 0
+    student_heads: Whole = 0
+    patch_size: Whole = 0  # of both networks
+    depth: Whole = 0  # of both networks
+    weights: FilePath = ""  # a local file instead of timm's download
+    pos_resize: Literal["bicubic", "bilinear"] = "bicubic"  # of the position embedding; TransReID: bilinear
+    drop_path: Probability = 0.1  # public code
+    pixels: Literal["half", "imagenet"] = "half"  # mean and deviation of the input, one for both networks; ours
+    # HTS: hierarchical token sparsification.
+    hts: bool = True
+    keep_ratio: KeepRatio = 0.7  # p; the stages keep p, p², p³
+    stages: tuple[int, int, int] = (3, 6, 9)  # before these blocks, from 0: the 4th, 7th and 10th
+    predictor: Literal["lg", "mlp"] = "lg"  # DynamicViT's, or eq. 1 to the letter
+    keep_column: Literal[1, 0] = 1  # of the predictor; DynamicViT's weights need 0
+    gumbel_temperature: Positive = 1.0  # τ
+    softmax_guard: Weight = 1e-6  # of masked attention in training, public code; 0 = exact
+    attention_scale: Literal["head", "width"] = "head"  # 1/√(C/H); eq. 4 prints 1/√C
+    rounding: Rounding = "floor"  # of N·p, public code
+    token_order: Literal["position", "score"] = "position"
+    inference: Literal["topk", "threshold"] = "topk"  # threshold: another count for every image, no speed-up
+    reweight: Literal["post", "pre_last", "pool", "off"] = "post"  # eq. 8 as read; inert for the class token
+    reweight_at_inference: bool = False
+    ratio_weight: Weight = 2.0  # λ_ratio
+    # NPKD: distillation from the frozen teacher.
+    npkd: bool = True
+    logit_weight: Weight = 0.1  # λ of eq. 13
+    temperature: Positive = 1.0  # T
+    kl_direction: Literal["ts", "st"] = "ts"  # KL(teacher ‖ student); eq. 11 prints st
+    align: Alignment = "ts_interpolation"
+    feature_reduction: Literal["sum", "mean"] = "sum"  # over channels; sum is eq. 13 to the letter
+    teacher_view: Literal["same", "clean"] = "same"  # clean: the plain image, from the cache; ours
+    # Total (eq. 14): alpha (NPKD + ratio) + beta (identity + triplet).
+    alpha: Weight = 1.0
+    beta: Weight = 1.0
+    # Identity and triplet losses.
+    identities_per_batch: Annotated[int, Range(2)] = 16
+    images_per_identity: Count = 4
+    label_smoothing: Probability = 0.0  # public code; 0.1 in convolutional recipes
+    triplet_mining: Literal["plain", "camera"] = "plain"  # camera: the teacher's, our definition
+    triplet_form: Literal["soft", "margin"] = "soft"  # public code
+    triplet_margin: Weight = 0.3  # of the form "margin"
+    neck: Literal["bn", "none"] = "bn"  # before the classifier
+    evaluate_neck: Literal["before", "after"] = "before"  # which feature is searched with; public code
+    # NODA and the other augmentation.
+    noda: bool = True  # two views of every image, the second occluded
+    views_without_noda: Annotated[int, Range(1, 2)] = 1  # 2 = as many images a step as with NODA
+    noda_triplet: Literal["joint", "per_view"] = "joint"  # mining over both views together, or in each
+    occluders: Literal["procedural", "folder", "train_crops"] = "procedural"  # the authors' photographs are not public
+    occluder_folder: FilePath = ""
+    occluder_alpha: bool = False  # use the alpha channel of the folder's pictures
+    occluder_count: Count = 200  # of drawn patches or strips
+    occluder_seed: Whole = 0
+    student_pad: Whole = 10  # public code
+    erase: Probability = 0.5
+    patch: Probability = 0.5  # random patch
+    jitter: Probability = 0.0  # colour factors 1 ± this, on both views; the paper: "extra" on two benchmarks
+    # Optimisation.
+    learning_rate: Positive = 0.008
+    bias_rate_scale: Positive = 2.0  # public code
+    backbone_rate_scale: Positive = 1.0  # DynamicViT: 0.01
+    weight_decay: Weight = 1e-4  # public code; not on λ of eq. 8
+    epochs: Count = 200
+    warmup_epochs: Whole = 5  # linear from 0.01, public code
+    # The teacher: the same network without HTS and NPKD, trained with the camera-constrained triplet.
+    teacher: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
+    teacher_width: Whole = 0
+    teacher_heads: Whole = 0
+    teacher_weights: FilePath = ""  # a .safetensors file; empty = found by fingerprint, or trained now
+    teacher_logit_neck: Literal["none", "bn"] = "none"  # the paper's g^t is without batch norm
+    teacher_triplet: Literal["camera", "plain"] = "camera"
+    teacher_noda: bool = False  # "occluded data augmentation" of earlier work: random patch and erasing; ours
+    teacher_epochs: Count = 120  # public code
+    teacher_learning_rate: Positive = 0.008
+    teacher_seed: Whole = 0
+    teacher_pretrained: bool = True
+
+    @property
+    def views(self) -> int:
+        """How many views of every image are in a step."""
+        return 2 if self.noda else self.views_without_noda
+
+    @property
+    def classifies(self) -> bool:
+        """Whether any loss trains the classifier, and so the neck."""
+        return self.beta > 0 or (self.npkd and self.alpha > 0 and self.logit_weight > 0)
+
+
+class SUReID(Task):
+    """Student, frozen teacher (or none) and the losses of eq. 14."""
+
+    def __init__(self, recipe: Recipe, student: PrunedViT, teacher: PrunedViT | None = None):
+        super().__init__(student, teacher)
+        self.recipe = recipe
+        self.augment = sureid_training.augmentations(recipe)
+        self.projection = None
+        if teacher is not None and recipe.align.endswith("linear"):
+            widths = teacher.backbone.embed_dim, student.backbone.embed_dim
+            self.projection = nn.Linear(*(widths if recipe.align.startswith("ts") else widths[::-1]))
+
+    def forward(self, batch: Batch) -> Losses:
+        recipe = self.recipe
+        views = [
+            augment(batch["frames"], draws, overlay, recipe.pixels)
+            for augment, draws, overlay in zip(self.augment, batch["draws"], batch["overlays"], strict=True)
+        ]
+        images_BCHW = torch.cat(views)  # B = views × images, a view after the other
+        noise = gumbel_noise(batch["uniform"]) if recipe.hts else None
+        student = self.student.trained(images_BCHW, noise, recipe.gumbel_temperature)
+        student = Trained(*(at_least_float32(x) if x is not None else None for x in student))
+        parts = (
+            self._identity(student, batch),
+            self._sparsity(student),
+            self._distillation(student, images_BCHW, batch),
+        )
+        terms, weights, observed = ({k: v for part in parts for k, v in part[i].items()} for i in range(3))
+        return Losses(terms, weights, observed)
+
+    def _identity(self, student: Trained, batch: Batch) -> Losses:
+        """L_cls + L_tri: cross-entropy after the neck, triplet before it."""
+        recipe = self.recipe
+        if not recipe.beta:
+            return Losses({}, {})
+        label_B = batch["label"].repeat(recipe.views)
+        with full_precision(student.neck_BD):
+            logits_BC = self.student.classifier(distributed.gather(student.neck_BD))
+            identity = F.cross_entropy(logits_BC, distributed.gather(label_B), label_smoothing=recipe.label_smoothing)
+        per_view = recipe.noda_triplet == "per_view"
+        mined = [
+            self._triplet(feature_BD, label, batch["camera"].repeat(1 if per_view else recipe.views))
+            for feature_BD, label in (
+                zip(student.feature_BD.chunk(recipe.views), label_B.chunk(recipe.views), strict=True)
+                if per_view
+                else [(student.feature_BD, label_B)]
+            )
+        ]
+        triplet = torch.stack(mined).mean()
+        return Losses({"identity": identity, "triplet": triplet}, {"identity": recipe.beta, "triplet": recipe.beta})
+
+    def _triplet(self, feature_BD: Tensor, label_B: Tensor, camera_B: Tensor) -> Tensor:
+        recipe = self.recipe
+        feature_BD, label_B = distributed.gather(feature_BD), distributed.gather(label_B)
+        margin = None if recipe.triplet_form == "soft" else recipe.triplet_margin
+        if recipe.triplet_mining == "camera":
+            return camera_triplet(feature_BD, label_B, distributed.gather(camera_B), margin)
+        return batch_hard_triplet(feature_BD, label_B, margin)
+
+    def _sparsity(self, student: Trained) -> Losses:
+        """L_ratio, and the share of tokens that each stage keeps."""
+        recipe = self.recipe
+        if student.masks_BSN is None:
+            return Losses({}, {})
+        masks_BSN = distributed.gather(student.masks_BSN)
+        kept = {f"kept_{stage + 1}": share for stage, share in enumerate(masks_BSN.detach().mean(dim=(0, 2)))}
+        if not recipe.alpha * recipe.ratio_weight:
+            return Losses({}, {}, kept)
+        targets = [recipe.keep_ratio**stage for stage in (1, 2, 3)]
+        return Losses({"ratio": ratio_loss(masks_BSN, targets)}, {"ratio": recipe.alpha * recipe.ratio_weight}, kept)
+
+    def _distillation(self, student: Trained, images_BCHW: Tensor, batch: Batch) -> Losses:
+        """L_KD: λ L_KL of class predictions and the distance of class tokens."""
+        recipe = self.recipe
+        if self.teacher is None or not recipe.alpha:
+            return Losses({}, {})
+        feature_BE, logits_BC = self._taught(images_BCHW, batch)
+        student_BD, neck_BD = distributed.gather(student.feature_BD), distributed.gather(student.neck_BD)
+        feature_BE, logits_BC = distributed.gather(feature_BE), distributed.gather(logits_BC)
+        align = partial(feature_term, student_BD, feature_BE, recipe.align, projection=self.projection)
+        terms, weights = {"feature": align(recipe.feature_reduction)}, {"feature": recipe.alpha}
+        with torch.no_grad():
+            observed = {"feature_mean": align("mean"), "feature_sum": align("sum")}
+        if recipe.logit_weight:
+            with full_precision(neck_BD):
+                own_BC = self.student.classifier(neck_BD)
+            terms["logit"] = logit_term(own_BC, logits_BC, recipe.temperature, recipe.kl_direction)
+            weights["logit"] = recipe.alpha * recipe.logit_weight
+        return Losses(terms, weights, observed)
+
+    @torch.no_grad()
+    def _taught(self, images_BCHW: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The teacher's class tokens and class scores of this rank's views."""
+        if self.recipe.teacher_view == "clean":
+            feature_BE = batch["teacher"].repeat(self.recipe.views, 1)
+        else:
+            feature_BE = self.teacher.trained(images_BCHW).feature_BD
+        with full_precision(feature_BE):
+            feature_BE = at_least_float32(feature_BE)
+            return feature_BE, self.teacher.classifier(self.teacher.after_neck(feature_BE))
+
+
+_CROSS_DOMAIN = {
+    "student": "vit_base_patch16_224.orig_in21k_ft_in1k", "alpha": 2.0, "beta": 1.0, "jitter": 0.2,
+}  # fmt: skip
+# Small networks from scratch on a CPU.
+_SMALL = {
+    "student": "vit_tiny_patch16_224", "student_size": (64, 32), "student_width": 64, "student_heads": 4,
+    "patch_size": 8, "student_pad": 3, "pretrained": False, "drop_path": 0.0, "optimizer": "adamw",
+    "learning_rate": 1e-3, "bias_rate_scale": 1.0, "weight_decay": 0.05, "epochs": 10, "warmup_epochs": 1,
+    "evaluate_every": 2, "loader_workers": 0, "pixel_cache": "on",
+    "teacher": "vit_tiny_patch16_224", "teacher_width": 128, "teacher_heads": 4, "teacher_pretrained": False,
+    "teacher_epochs": 20, "teacher_learning_rate": 1e-3,
+}  # fmt: skip
+
+METHOD = Method(
+    paper="SUReID, Song and Liu, arXiv 2401.07469",
+    recipes={
+        "demo": Recipe(dataset="demo_people", **_SMALL),
+        "emoji_occluded": Recipe(
+            dataset="emoji_occluded",
+            **{**_SMALL, "student_size": (48, 48), "flip": 0.0, "epochs": 6, "teacher_epochs": 10},
+        ),
+        **{name: Recipe(dataset=name) for name in ("occluded_duke", "market1501", "dukemtmc", "msmt17", "msmt17_v2")},
+        **{
+            name: Recipe(dataset=name, **_CROSS_DOMAIN)
+            for name in ("occluded_reid", "partial_reid", "partial_reid_occluded")
+        },
+    },
+    check=sureid_training.check,
+    prepare=sureid_training.prepare,
+    experiment=partial(sureid_training.experiment, SUReID),
+    prepared_by=sureid_training.PREPARED_BY,
+    has_teacher=True,
+    teacher=sureid_training.teacher,
+    teacher_folder=sureid_training.teacher_folder,
+    evaluate=sureid_training.evaluate_student,
+    pictures=sureid_training.pictures,
+)

@@ -1,0 +1,475 @@
+"""Data, teacher, training job, evaluation and pictures of SUReID; the method itself is in sureid.py."""
+
+# Shape legend: B = images of one rank's batch, S = stages, N = image tokens, D = width of the class token,
+# Q/G = queries and gallery.
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from models.embedder import check_backbone
+from models.token_pruning import PrunedViT, PrunedViTConfig
+from orchestrator import cache, checkpoint, find, published
+from orchestrator.cache import Progress, Rows, silent
+from orchestrator.datasets import occlusion, person_views
+from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, fetch
+from orchestrator.datasets.occlusion import Occluders
+from orchestrator.datasets.person_views import PersonAugmentation
+from orchestrator.datasets.sampling import identity_batches, own_part
+from orchestrator.method import Batch, Experiment, Panel, Place, Points, Sheet, Task
+from orchestrator.methods import embedding
+
+if TYPE_CHECKING:
+    from orchestrator.methods.sureid import Recipe
+
+# Recipe fields that change what is prepared: data, pixels, teacher, and the set of occluders.
+PREPARED_BY = frozenset({
+    "dataset", "evaluate_on", "student_size", "pixel_cache", "skip_unreadable", "npkd", "teacher_view", "noda",
+    "pixels", "patch_size", "depth", "occluders", "occluder_folder", "occluder_alpha", "occluder_count",
+    "occluder_seed", "teacher", "teacher_width", "teacher_heads", "teacher_weights", "teacher_logit_neck",
+    "teacher_triplet", "teacher_noda", "teacher_epochs", "teacher_learning_rate", "teacher_seed",
+    "teacher_pretrained",
+})  # fmt: skip
+STAGES, COLUMNS = 3, 2  # of the Gumbel noise
+
+
+def check(recipe: "Recipe", workers: int = 1) -> None:
+    """Raises ValueError for values that are allowed alone but not together."""
+    check_backbone(recipe.student)
+    labelled = recipe.identities_per_batch * recipe.images_per_identity
+    if labelled % workers:
+        raise ValueError(
+            f"a batch of identities_per_batch × images_per_identity = {labelled} images cannot be shared evenly "
+            f"by {workers} workers"
+        )
+    if labelled * recipe.views < 2 * workers:
+        raise ValueError(f"a batch of {labelled} images leaves {workers} workers fewer than 2 each; enlarge it")
+    find.dataset(recipe.dataset)
+    if not recipe.beta and not (recipe.npkd and recipe.alpha):
+        raise ValueError("nothing to train on: beta is 0, and npkd is off or alpha is 0")
+    if recipe.occluders == "folder" and recipe.noda and not recipe.occluder_folder:
+        raise ValueError("occluders=folder needs occluder_folder, a folder of RGB or RGBA pictures")
+    if recipe.evaluate_neck == "after" and not (recipe.neck == "bn" and recipe.classifies):
+        raise ValueError("evaluate_neck=after needs neck=bn and a loss that trains it: beta, or npkd with logit_weight")
+    if recipe.npkd:
+        check_backbone(recipe.teacher)
+    with torch.device("meta"):  # the network's own checks: stages, image size, heads; no memory, no weights
+        for network in [student_config(recipe), *([teacher_config(recipe)] if recipe.npkd else [])]:
+            built = PrunedViT(network)
+        if recipe.hts and min(built.counts) < 1:
+            raise ValueError(f"keep_ratio {recipe.keep_ratio} leaves no token")
+
+
+def student_config(recipe: "Recipe", num_classes: int = 0) -> PrunedViTConfig:
+    pruning = {
+        "stages": recipe.stages, "keep_ratio": recipe.keep_ratio, "rounding": recipe.rounding,
+        "predictor": recipe.predictor, "keep_column": recipe.keep_column, "inference": recipe.inference,
+        "token_order": recipe.token_order, "softmax_guard": recipe.softmax_guard, "reweight": recipe.reweight,
+        "reweight_at_inference": recipe.reweight_at_inference,
+    }  # fmt: skip
+    return PrunedViTConfig(
+        backbone=recipe.student,
+        image_size=recipe.student_size,
+        patch_size=recipe.patch_size,
+        width=recipe.student_width,
+        heads=recipe.student_heads,
+        depth=recipe.depth,
+        attention_scale=recipe.attention_scale,
+        pruning=recipe.hts,
+        **(pruning if recipe.hts else {}),
+        neck=recipe.neck == "bn" and recipe.classifies,
+        embed_after_neck=recipe.evaluate_neck == "after",
+        pixels=recipe.pixels,
+        num_classes=num_classes if recipe.classifies else 0,
+    )
+
+
+def teacher_config(recipe: "Recipe") -> PrunedViTConfig:
+    return student_config(teacher_training(recipe))
+
+
+def teacher_training(recipe: "Recipe") -> "Recipe":
+    """How the teacher is trained: the benchmark's own recipe without HTS and NPKD; no field of the student enters."""
+    base = next(r for r in find.method("sureid").recipes.values() if r.dataset == recipe.dataset)
+    return replace(
+        base,
+        evaluate_on=recipe.evaluate_on,
+        student=recipe.teacher,
+        student_size=recipe.student_size,  # both see the same images
+        pixels=recipe.pixels,
+        student_width=recipe.teacher_width,
+        student_heads=recipe.teacher_heads,
+        patch_size=recipe.patch_size,
+        depth=recipe.depth,
+        hts=False,
+        npkd=False,
+        alpha=1.0,
+        beta=1.0,
+        noda=recipe.teacher_noda,
+        occluders=recipe.occluders,
+        occluder_folder=recipe.occluder_folder,
+        occluder_alpha=recipe.occluder_alpha,
+        occluder_count=recipe.occluder_count,
+        occluder_seed=recipe.occluder_seed,
+        triplet_mining=recipe.teacher_triplet,
+        neck=recipe.teacher_logit_neck,
+        pretrained=recipe.teacher_pretrained,
+        learning_rate=recipe.teacher_learning_rate,
+        epochs=recipe.teacher_epochs,
+        seed=recipe.teacher_seed,
+        skip_unreadable=recipe.skip_unreadable,
+    )
+
+
+def teacher(recipe: "Recipe", place: Place) -> tuple[str, Any] | None:
+    """What must be trained first; None without NPKD, or when the teacher is given or already there."""
+    if not recipe.npkd or recipe.teacher_weights or (Path(teacher_folder(recipe, place)) / "teacher.json").exists():
+        return None
+    return "sureid", teacher_training(recipe)
+
+
+def teacher_folder(recipe: "Recipe", place: Place, progress: Progress = silent) -> str:
+    """Where the trained teacher is or will be; empty when there is none, or its weights are given."""
+    if not recipe.npkd or recipe.teacher_weights:
+        return ""
+    return str(embedding.teacher_folder(teacher_training(recipe), place, progress))
+
+
+@dataclass
+class Prepared:
+    """What all trials of one teacher and data set share, opened by every worker."""
+
+    data: RetrievalData
+    frames: dict[str, Rows | Frames]  # by side of the data: train, query, gallery
+    teacher: PrunedViT | None
+    occluders: Occluders | None
+    teacher_fingerprint: str = ""
+    taught: dict[str, Rows] = field(default_factory=dict)  # the teacher's class tokens of the plain images, by side
+
+
+def prepare(recipe: "Recipe", place: Place, progress: Progress = silent) -> dict[str, Any]:
+    """Index, pixel caches, teacher outputs; returns what the record says about them."""
+    device = embedding.default_device()
+    prepared = _open(recipe, place, progress, verify=True)
+    data = prepared.data
+    facts = embedding.plain_facts(data)
+    if prepared.occluders is not None:
+        facts |= {"occluders": str(prepared.occluders), "occluders_fingerprint": prepared.occluders.fingerprint}
+    if prepared.teacher is not None:
+        facts |= {
+            "teacher": published.network(recipe.teacher, recipe.student_size),
+            "teacher_fingerprint": prepared.teacher_fingerprint,
+            "teacher_view": recipe.teacher_view,
+        }
+        if "train" in prepared.taught:
+            facts["target_cache"] = prepared.taught["train"].folder.name
+        facts["gallery_cache"] = prepared.taught["gallery"].folder.name
+        sides = [torch.from_numpy(prepared.taught[s](np.arange(len(prepared.taught[s])))) for s in ("query", "gallery")]
+        facts["teacher_metrics"] = embedding.score(data, *(s.to(device) for s in sides)).log("teacher")
+    generator = torch.Generator().manual_seed(0)
+    sides = [torch.randn(len(s), 128, generator=generator) for s in (data.query, data.gallery)]
+    if data.leave_one_out:
+        sides[1] = sides[0]
+    facts["chance_metrics"] = embedding.score(data, *(s.to(device) for s in sides)).log("chance")
+    return facts
+
+
+def experiment(
+    task_of: Callable[["Recipe", PrunedViT, PrunedViT | None], Task],
+    recipe: "Recipe", place: Place, rank: int, world: int, device: torch.device,
+) -> Experiment:  # fmt: skip
+    """One training job; ``task_of`` makes the task of the student and its teacher."""
+    prepared = _open(recipe, place)
+    train = prepared.data.train
+    torch.manual_seed(recipe.seed)
+    student = PrunedViT(
+        student_config(recipe, train.num_identities), recipe.pretrained, recipe.weights, recipe.drop_path,
+        recipe.pos_resize,
+    )  # fmt: skip
+    task = task_of(recipe, student, prepared.teacher).to(device)
+    load = _loader(recipe, prepared, student.num_tokens, rank, world)
+    decodes = isinstance(prepared.frames["train"], Frames)
+    images = recipe.identities_per_batch * recipe.images_per_identity
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        return fetch(load, _requests(recipe, train, epoch, rank, world), recipe.loader_workers if decodes else 0)
+
+    return Experiment(
+        task=task,
+        optimizer=_optimizer(recipe, task),
+        epochs=recipe.epochs,
+        learning_rate=partial(learning_rate, recipe),
+        batches=batches,
+        evaluate=lambda task: _scores(prepared, task.student, device, "val"),
+        precision=embedding.networks_precision(recipe, device),
+        compile=recipe.compile,
+        clip_norm=recipe.clip_norm,
+        evaluate_every=recipe.evaluate_every,
+        images_per_step=images * recipe.views,
+    )
+
+
+def learning_rate(recipe: "Recipe", epoch: int) -> float:
+    """Rate of a 1-based epoch: linear warm-up inside a cosine that ends at 0.002 of the rate (TransReID's code).
+
+    >>> recipe = find.recipe("sureid", "market1501")
+    >>> [round(learning_rate(recipe, e), 6) for e in (1, 5, 100, 200)]
+    [0.001664, 0.007988, 0.004008, 1.6e-05]
+    """
+    base, least = recipe.learning_rate, 0.002 * recipe.learning_rate
+    if epoch < recipe.warmup_epochs:
+        return base * (0.01 + 0.99 * epoch / recipe.warmup_epochs)
+    return least + (base - least) * (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
+
+
+def augmentations(recipe: "Recipe") -> tuple[PersonAugmentation, ...]:
+    """What happens to each view."""
+    plain = PersonAugmentation(recipe.flip, recipe.student_pad, recipe.patch, recipe.erase, recipe.jitter)
+    if not recipe.noda:
+        return (plain,) * recipe.views
+    return plain, PersonAugmentation(recipe.flip, recipe.student_pad, 0.0, 0.0, recipe.jitter, occlude=True)
+
+
+def evaluate_student(student: PrunedViT, recipe: "Recipe", place: Place) -> dict[str, float]:
+    """Metrics of a stored network, recomputed from images."""
+    device = embedding.default_device()
+    return _scores(_open(replace(recipe, npkd=False, noda=False), place), student.to(device), device, "val")
+
+
+def pictures(student: PrunedViT, recipe: "Recipe", place: Place) -> dict[str, Panel | Sheet | Points]:
+    """Retrieval panel, dropped tokens (figure 6), map of a few identities (figure 4), and the training views."""
+    prepared, device = _open(recipe, place), embedding.default_device()
+    student = student.to(device)
+    gallery_GD = _embed(prepared, student, "gallery", device)
+
+    @torch.no_grad()
+    def embed_queries(chosen: np.ndarray) -> Tensor:
+        return student(embedding.model_input(student, prepared.frames["query"](chosen), device))
+
+    found: dict[str, Panel | Sheet | Points] = {
+        "retrieval": embedding.panel(prepared.data, embed_queries, gallery_GD, recipe.student_size),
+        "identities": _identity_map(prepared, student, gallery_GD, device),
+        "views": _view_sheet(recipe, prepared),
+    }
+    if recipe.hts:
+        found["tokens"] = token_sheet(student, torch.as_tensor(prepared.frames["query"](_spread(prepared, 8))), device)
+    return found
+
+
+@torch.no_grad()
+def token_sheet(student: PrunedViT, frames_B3HW: Tensor, device: torch.device) -> Sheet:
+    """Every image and what is left of it after each stage; dropped patches are whitened."""
+    student = student.eval().to(device)
+    _, masks_BSN = student.masked(embedding.model_input(student, frames_B3HW, device))
+    rows, columns = student.backbone.patch_embed.grid_size
+    height, width = frames_B3HW.shape[2] // rows, frames_B3HW.shape[3] // columns
+    kept = masks_BSN.cpu().view(len(frames_B3HW), -1, rows, columns)
+    kept = kept.repeat_interleave(height, 2).repeat_interleave(width, 3)[:, :, None].bool()
+    shown = torch.where(kept, frames_B3HW[:, None], (frames_B3HW[:, None] // 8 + 223).to(torch.uint8))
+    shown = torch.cat([frames_B3HW[:, None], shown], dim=1).permute(0, 1, 3, 4, 2).numpy()
+    # Images side by side, stages below each other.
+    counts = student.counts if student.config.inference == "topk" else ("",) * 3
+    names = ("image", *(f"stage {s}: {n}" for s, n in enumerate(counts, 1)))
+    return Sheet("Tokens that are left after each stage", shown.swapaxes(0, 1), ("",) * len(frames_B3HW), names)
+
+
+@torch.no_grad()
+def _identity_map(prepared: Prepared, student: PrunedViT, gallery_GD: Tensor, device: torch.device) -> Points:
+    """t-SNE of a few identities' queries and gallery images, for the student and, where there is one, its teacher."""
+    from sklearn.manifold import TSNE
+
+    data = prepared.data
+    identities = np.unique(data.query.identity)
+    chosen = identities[np.linspace(0, len(identities) - 1, min(10, len(identities))).astype(int)]
+    sides = {
+        side: np.flatnonzero(np.isin(images.identity, chosen))[:400]
+        for side, images in (("query", data.query), ("gallery", data.gallery))
+    }
+    label = np.concatenate([getattr(data, side).identity[rows] for side, rows in sides.items()])
+    marked = np.concatenate([np.full(len(rows), side == "query") for side, rows in sides.items()])
+    own = [student(embedding.model_input(student, prepared.frames["query"](sides["query"]), device))]
+    embedded = {"student": torch.cat([*own, gallery_GD[torch.from_numpy(sides["gallery"])]]).float().cpu()}
+    if prepared.taught:
+        taught = [prepared.taught[side](rows) for side, rows in sides.items()]
+        embedded["teacher"] = torch.from_numpy(np.concatenate(taught))
+    maps = {}
+    for name, rows_ND in embedded.items():
+        perplexity = max(2.0, min(20.0, (len(rows_ND) - 1) / 4))
+        unit = nn.functional.normalize(rows_ND, dim=1).numpy()
+        maps[name] = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(unit)
+    return Points("A few identities (t-SNE of normalised embeddings)", maps, label, marked, ("gallery", "query"))
+
+
+def _view_sheet(recipe: "Recipe", prepared: Prepared, images: int = 8) -> Sheet:
+    """Training images and the views that the networks see of them."""
+    load = _loader(recipe, prepared, 1, 0, 1)
+    indices = next(_requests(recipe, prepared.data.train, 1, 0, 1))
+    batch = load((indices[0][:images], [d[:images] for d in indices[1]], indices[2]))
+    rows = [batch["frames"]]
+    for augment, draws, overlay in zip(augmentations(recipe), batch["draws"], batch["overlays"], strict=True):
+        shown = augment(batch["frames"], draws, overlay, "half")
+        rows.append(((shown * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8))
+    names = ("image", *(f"view {v}" + (": NODA" if a.occlude else "") for v, a in enumerate(augmentations(recipe), 1)))
+    stacked = torch.stack(rows).permute(0, 1, 3, 4, 2).numpy()
+    return Sheet("What training sees", stacked, ("",) * stacked.shape[1], names)
+
+
+def _spread(prepared: Prepared, count: int) -> np.ndarray:
+    """Query numbers spread over the set."""
+    return np.unique(np.linspace(0, len(prepared.data.query) - 1, count).astype(int))
+
+
+def _open(recipe: "Recipe", place: Place, progress: Progress = silent, verify: bool = False) -> Prepared:
+    """Opens what is prepared, building what is missing."""
+    data = embedding.load_data(recipe, place, progress)
+    if recipe.triplet_mining == "camera" and data.train.camera is None:
+        raise ValueError(
+            f"the camera-constrained triplet needs cameras, and {data.train.name} has none; "
+            f"set triplet_mining (of the teacher: teacher_triplet) to plain"
+        )
+    frames = {
+        side: embedding.frames(recipe, images, recipe.student_size, place, progress, verify, "bicubic")
+        for side, images in data.sets().items()
+    }
+    frames.setdefault("gallery", frames["query"])
+    prepared = Prepared(data, frames, None, _occluders(recipe, data))
+    if recipe.npkd:
+        _add_teacher(prepared, recipe, place, progress, verify)
+    return prepared
+
+
+def _occluders(recipe: "Recipe", data: RetrievalData) -> Occluders | None:
+    if not recipe.noda:
+        return None
+    if recipe.occluders == "folder":
+        return occlusion.from_folder(recipe.occluder_folder, recipe.occluder_alpha)
+    if recipe.occluders == "train_crops":
+        return occlusion.from_training(data.train, recipe.student_size, recipe.occluder_count, recipe.occluder_seed)
+    return occlusion.procedural(recipe.occluder_count, recipe.occluder_seed)
+
+
+def _add_teacher(prepared: Prepared, recipe: "Recipe", place: Place, progress: Progress, verify: bool) -> None:
+    """Raises ValueError when the teacher is of another network, or its classes are not those of the training set."""
+    path = Path(recipe.teacher_weights or Path(teacher_folder(recipe, place)) / "teacher.safetensors")
+    found, facts = checkpoint.load_model(path, teacher_config(recipe))
+    classes = embedding.classes_fingerprint(prepared.data.train)
+    if facts.get("classes_fingerprint", classes) != classes:
+        raise ValueError(f"the classes of {path} are not the identities of {prepared.data.train.name}")
+    found.classifier = checkpoint.load_classifier(path)
+    shape = (prepared.data.train.num_identities, found.backbone.embed_dim)
+    if recipe.logit_weight and (found.classifier is None or tuple(found.classifier.weight.shape) != shape):
+        stored = "missing" if found.classifier is None else f"{tuple(found.classifier.weight.shape)}"
+        raise ValueError(
+            f"the logit term needs the teacher's classifier, a matrix 'weight' {shape} in "
+            f"{path.with_suffix('.classifier.safetensors').name} beside {path}; it is {stored}"
+        )
+    prepared.teacher, prepared.teacher_fingerprint = found, cache.weights_hash(found)
+    embed = partial(_taught, found, prepared)
+    transform = {"network": asdict(found.config), "augmentation": "none", "resize": "bicubic", "output": "class token"}
+    for side in ["query", "gallery", *(["train"] if recipe.teacher_view == "clean" else [])]:
+        prepared.taught[side] = cache.embeddings(
+            getattr(prepared.data, side), prepared.teacher_fingerprint, transform, partial(embed, side),
+            place.folder("cache"), 1, progress, verify,
+        )  # fmt: skip
+
+
+@torch.inference_mode()
+def _taught(network: PrunedViT, prepared: Prepared, side: str, rows: np.ndarray) -> Iterator[dict[str, Tensor]]:
+    device = embedding.default_device()
+    network = network.to(device)
+    for start in range(0, len(rows), 256):
+        images_BCHW = embedding.model_input(network, prepared.frames[side](rows[start : start + 256]), device)
+        yield {"value": network.trained(images_BCHW).feature_BD.float()}
+
+
+Request = tuple[np.ndarray, list[np.ndarray], tuple[int, ...]]  # image numbers, draws of every view, key of the noise
+
+
+def _requests(recipe: "Recipe", train: ImageSet, epoch: int, rank: int, world: int) -> Iterator[Request]:
+    """This rank's part of every P × K batch of an epoch."""
+    batches = identity_batches(
+        train.identity, recipe.identities_per_batch, recipe.images_per_identity, (recipe.seed, epoch, 1)
+    )
+    height, width = recipe.student_size
+    drawn = [
+        augment.draw(batches.size, width / height, (recipe.seed, epoch, 2, view)).reshape(*batches.shape, -1)
+        for view, augment in enumerate(augmentations(recipe))
+    ]
+    slots = own_part(np.arange(batches.shape[1]), rank, world)
+    for step, indices in enumerate(batches):
+        yield indices[slots], [draws[step, slots] for draws in drawn], (recipe.seed, epoch, 3, step)
+
+
+def _loader(recipe: "Recipe", prepared: Prepared, num_tokens: int, rank: int, world: int) -> Callable[[Request], Batch]:
+    """Turns a request into what the task is given; runs in worker processes where images are decoded."""
+    source, train, occluders = prepared.frames["train"], prepared.data.train, prepared.occluders
+    labels = torch.from_numpy(train.labels)
+    cameras = torch.from_numpy(np.zeros(len(train), np.int64) if train.camera is None else train.camera)
+    augments = augmentations(recipe)
+
+    def overlay(augment: PersonAugmentation, draws: np.ndarray) -> Tensor:
+        if augment.occlude:
+            return occluders.overlay(person_views.occluder_draws(draws), recipe.student_size)
+        laid = torch.zeros(len(draws), 4, *recipe.student_size, dtype=torch.uint8)
+        patched = np.flatnonzero(person_views.has_patch(draws))
+        if len(patched):
+            frames = torch.as_tensor(source(person_views.patch_source(draws[patched], len(train))))
+            laid[patched] = person_views.patch_overlay(frames, draws[patched])
+        return laid
+
+    def load(request: Request) -> Batch:
+        indices, drawn, key = request
+        batch: Batch = {
+            "frames": torch.as_tensor(source(indices)),
+            "draws": [torch.from_numpy(draws) for draws in drawn],
+            "overlays": [overlay(augment, draws) for augment, draws in zip(augments, drawn, strict=True)],
+            "label": labels[indices],
+            "camera": cameras[indices],
+            "names": embedding.names_of(train, indices),
+        }
+        if recipe.hts:
+            # Of the whole batch, so that every rank's decisions are those of a single process; resumed runs draw them
+            # again from the key.
+            shape = (len(augments), len(indices) * world, STAGES, num_tokens, COLUMNS)
+            uniform = np.random.default_rng(np.random.SeedSequence(key)).random(shape, dtype=np.float32)
+            own = uniform[:, rank * len(indices) : (rank + 1) * len(indices)]
+            batch["uniform"] = torch.from_numpy(own.reshape(-1, *shape[2:]))
+        if "train" in prepared.taught:
+            batch["teacher"] = torch.from_numpy(prepared.taught["train"](indices))
+        return batch
+
+    return load
+
+
+def _optimizer(recipe: "Recipe", task: Task) -> Optimizer:
+    """Biases learn at a multiple of the rate; λ of eq. 8 does not decay. Rates are set by the training loop."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in task.named_parameters():
+        if parameter.requires_grad:
+            scale = recipe.bias_rate_scale if name.endswith("bias") else 1.0
+            scale *= recipe.backbone_rate_scale if name.startswith("student.backbone.") else 1.0
+            decay = 0.0 if name == "student.reweight" else recipe.weight_decay
+            groups.setdefault((scale, decay), []).append(parameter)
+    options = [{"params": p, "rate_scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
+    if recipe.optimizer == "adamw":
+        return AdamW(options, lr=recipe.learning_rate)
+    return SGD(options, lr=recipe.learning_rate, momentum=recipe.momentum)
+
+
+def _embed(prepared: Prepared, network: PrunedViT, side: str, device: torch.device) -> Tensor:
+    return embedding.embed(network, prepared.frames[side], len(getattr(prepared.data, side)), device)
+
+
+def _scores(prepared: Prepared, network: PrunedViT, device: torch.device, name: str) -> dict[str, float]:
+    """The network on both sides, tokens really removed."""
+    query_QD = _embed(prepared, network, "query", device)
+    gallery_GD = query_QD if prepared.data.leave_one_out else _embed(prepared, network, "gallery", device)
+    return embedding.score(prepared.data, query_QD, gallery_GD).log(name)
