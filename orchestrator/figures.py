@@ -146,6 +146,26 @@ def bars(title: str, rows: Sequence[tuple[str, list[float]]], label: str) -> Fig
     return figure
 
 
+def compromise(
+    ours: Sequence[tuple[float, float, str]], published: Sequence[tuple[float, float, str]]
+) -> Figure:  # fmt: skip
+    """mAP over images per second with the name of every point; published points in a panel of their own."""
+    figure = Figure(figsize=(9.5 if published else 5.5, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2 if published else 1, squeeze=False)[0]
+    parts = [("ours", ours, OURS), ("published (other data, nets and device)", published, PUBLISHED)]
+    for axis, (title, points, colour) in zip(axes, parts, strict=False):
+        x, y, names = zip(*sorted(points), strict=True)
+        axis.plot(x, y, "o", color=colour)
+        for at, name in enumerate(names):
+            axis.annotate(
+                name, (x[at], y[at]), xytext=(4, 5 if at % 2 else -11), textcoords="offset points", fontsize=7.5
+            )
+        axis.margins(x=0.18, y=0.18)
+        axis.set(title=title, xlabel="images per second", ylabel="mAP (%)")
+        axis.grid(alpha=0.3)
+    return figure
+
+
 def _line(axis, points: Sequence[tuple[float, float]], label: str, colour: str) -> None:
     if points:
         x, y = zip(*sorted(points), strict=True)

@@ -16,8 +16,10 @@ class Published:
     student: str  # network @ pixels
     teacher: str
     losses: str = "distillation alone"  # what is trained with
-    map: float
+    map: float | None = None
     rank1: float | None = None
+    rank3: float | None = None
+    images_per_s: float | None = None  # of the query network, on the source's own device
     beta: float | None = None
     gamma: float | None = None
     note: str = ""  # inconsistencies of the source
@@ -345,8 +347,160 @@ REPOSITORY_TEACHERS = [
     *_teachers("msmt17_repo_ibn", **{"ResNet101-IBN@320×160": (65.15, 85.46)}),
 ]
 
+# --- SUReID. No seeds, no spread, and no score of the teacher are given.
+
+_SUREID = "SUReID, arXiv 2401.07469"
+_DEIT = {"student": "DeiT-S@256×128", "teacher": "ViT-B@256×128"}
+_VIT = {"student": "ViT-B@256×128", "teacher": "ViT-B@256×128"}
+_OTHERS = {"student": "its own network", "teacher": "none"}
+
+
+def _sureid(table: str, benchmarks: tuple[str, ...], names: tuple[str, ...], rows: str) -> list[Published]:
+    """Rows "method: number …" with the named numbers of every benchmark; "-" is not given."""
+    found = []
+    for line in rows.strip().splitlines():
+        row, numbers = line.strip().rsplit(":", 1)
+        values = [None if v == "-" else float(v) for v in numbers.split()]
+        for at, benchmark in enumerate(benchmarks):
+            own = dict(zip(names, values[at * len(names) : (at + 1) * len(names)], strict=True))
+            if any(v is not None for v in own.values()):
+                networks = (_VIT if "reid" in benchmark else _DEIT) if row == "SUReID" else _OTHERS
+                speed = own.get("images_per_s")
+                notes = ["sliding window"] * row.endswith("*")
+                notes += [f"{speed:.0f} images/s, RTX 2080 Ti, batch 32"] if speed else []
+                found.append(
+                    Published(source=f"{_SUREID}, table {table}", benchmark=benchmark, row=row, losses="all of its own",
+                              note="; ".join(notes), **networks, **own)
+                )  # fmt: skip
+    return found
+
+
+def _ablation_of_sureid(table: str, rows: str, note: str = "") -> list[Published]:
+    """Rows "name: R1 mAP [images/s]" on Occluded-DukeMTMC."""
+    found = []
+    for line in rows.strip().splitlines():
+        row, numbers = line.strip().rsplit(":", 1)
+        rank1, precision, *speed = (float(v) for v in numbers.split())
+        networks = _VIT if row.startswith("ViT") else _DEIT
+        notes = [note] * bool(note) + [f"{s:.0f} images/s, RTX 2080 Ti, batch 32" for s in speed]
+        found.append(
+            Published(source=f"{_SUREID}, table {table}", benchmark="occluded_duke", row=row, losses="all of its own",
+                      map=precision, rank1=rank1, images_per_s=speed[0] if speed else None, note="; ".join(notes),
+                      **networks)
+        )  # fmt: skip
+    return found
+
+
+SUREID = {
+    "I": _sureid(
+        "I", ("occluded_duke",), ("images_per_s", "rank1", "map"),
+        """
+        PFD: 119 67.7 60.1
+        PFD*: 95 69.5 61.8
+        PGFA: 744 51.4 37.3
+        POS: 137 65.0 54.0
+        PVPM: 630 47.0 37.7
+        HOReID: 141 55.1 43.8
+        ISP: 554 62.8 52.3
+        TransReID: 379 64.2 55.7
+        TransReID*: 169 66.4 59.2
+        PAT: 849 64.5 53.6
+        FED: 411 68.1 56.4
+        SRFR: 55 71.4 60.6
+        SUReID: 1585 65.8 54.9
+        """,
+    ),
+    "II": [
+        *_sureid(
+            "II", ("occluded_reid",), ("rank1", "map"),
+            """
+            PVPM: 70.4 61.2
+            HOReID: 80.3 70.2
+            PAT: 81.6 72.1
+            FED: 87.0 79.4
+            PFD: 79.8 81.3
+            PFD*: 81.5 83.0
+            SRFR: 86.8 82.0
+            SUReID: 86.8 80.7
+            """,
+        ),
+        *_sureid(
+            "II", ("partial_reid",), ("rank1", "rank3"),
+            """
+            PGFA: 68.0 80.0
+            PVPM: 78.3 87.7
+            HOReID: 85.3 91.0
+            POS: 86.1 91.3
+            PAT: 88.0 92.3
+            FED: 84.6 -
+            SRFR: 86.0 92.0
+            SUReID: 85.3 90.7
+            """,
+        ),
+    ],
+    "III": _sureid(
+        "III", ("market1501", "dukemtmc"), ("rank1", "map"),
+        """
+        PGFA: 91.2 76.8 82.6 65.5
+        HOReID: 94.2 84.9 86.9 75.6
+        ISP: 95.3 88.6 89.6 80.0
+        POS: 95.0 86.2 88.7 76.7
+        TransReID: 95.2 88.9 89.6 80.6
+        TransReID*: 95.0 88.2 90.7 82.0
+        PAT: 95.4 88.0 88.8 78.2
+        FED: 95.0 86.3 89.4 78.0
+        PFD: 95.5 89.6 90.6 82.2
+        PFD*: 95.5 89.7 91.2 83.2
+        SRFR: 95.9 90.2 90.9 82.0
+        SUReID: 94.5 87.2 89.1 79.7
+        """,
+    ),
+    "IV": _ablation_of_sureid(
+        "IV",
+        """
+        none: 57.6 49.2 1074
+        HTS: 55.6 46.7 1585
+        HTS + NPKD: 64.8 53.2 1585
+        SUReID: 65.8 54.9 1585
+        """,
+    ),
+    "V": _ablation_of_sureid(
+        "V",
+        """
+        p = 0.5: 64.2 53.2 2269
+        p = 0.6: 65.6 54.2 1843
+        p = 0.7: 65.8 54.9 1585
+        p = 0.8: 65.5 55.3 1392
+        p = 0.9: 65.9 55.7 1279
+        """,
+    ),
+    "VI": _ablation_of_sureid(
+        "VI",
+        """
+        S-T linear: 56.6 46.7
+        T-S linear: 57.2 47.1
+        S-T interpolation: 64.3 53.3
+        T-S interpolation: 65.8 54.9
+        """,
+    ),
+    "VII": _ablation_of_sureid(
+        "VII",
+        """
+        ViT: 61.9 54.0
+        ViT + NODA: 61.1 51.6
+        SUReID without NODA: 64.8 53.2
+        SUReID: 65.8 54.9
+        """,
+        note="the rows seem to be of two networks: the last two are rows of table IV",
+    ),
+}  # fmt: skip
+
 # Which published rows belong beside which sweep.
 BESIDE = {
+    "sureid_components": [*SUREID["IV"], *SUREID["I"], *SUREID["II"], *SUREID["III"]],
+    "sureid_keep_ratio": SUREID["V"],
+    "sureid_alignment": SUREID["VI"],
+    "sureid_noda": SUREID["VII"],
     "d3still_beta_gamma": [*D3STILL_BETA, *D3STILL_GAMMA],
     "d3still_ablation": [*D3STILL_ABLATION, *REPOSITORY_ABLATION],
     "d3still_networks": [replace(p, row=f"{block} {p.row}") for block in "BCD" for p in TABLE_4[block]],

@@ -181,30 +181,64 @@ def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> l
 
 
 def _cells(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[Section]:
-    """One row per cell: mean and spread over seeds; teacher, chance, and the published rows."""
+    """One row per cell: mean and spread over seeds; teacher, chance, cost where it differs, and the published rows."""
     rows = {name: [r for r in done if r.point["cell"] == name] for name in space.cells}
-    ours = TableOf(
-        ["row", "seeds", "mAP", "R1", "mAP, student on both sides"],
-        [],
-        {1, 2, 3, 4},
-        caption="ours: mean ± standard deviation over seeds, percent",
-    )
+    scores = {"val/map": "mAP", "val/rank1": "R1", "symmetric/map": "mAP, student on both sides"}
+    scores = {key: title for key, title in scores.items() if any(key in r.metrics for r in done)}
+    costs = _costs_of_rows(plan, rows)
+    head = ["row", "seeds", *scores.values(), *(("GMACs", "images/s, CPU") if costs else ())]
+    ours = TableOf(head, [], set(range(1, len(head))), "ours: mean ± standard deviation over seeds, percent")
     for name, runs in rows.items():
-        columns = [
-            _mean_spread([r.metrics.get(key) for r in runs]) for key in ("val/map", "val/rank1", "symmetric/map")
-        ]
-        ours.rows.append([name, str(len(runs)), *columns])
+        cells = [name, str(len(runs)), *(_mean_spread([r.metrics.get(key) for r in runs]) for key in scores)]
+        if costs:
+            cells += [f"{costs[name][0]:.4f}", f"{costs[name][1]:.0f}"] if name in costs else ["", ""]
+        ours.rows.append(cells)
     values = [(name, [100 * r.value for r in runs]) for name, runs in rows.items()]
+    known: set[str] = set()
     for facts in _distinct_teachers(plan):
         for title, key in (
             (f"{published.TEACHER}, {facts.get('teacher', 'unnamed')}", "teacher"),
             ("chance", "chance"),
         ):
-            scores = facts.get(f"{key}_metrics", {})
-            if scores:
-                ours.rows.append([title, "", *(_percent(scores[f"{key}/{m}"]) for m in ("map", "rank1")), ""])
+            reference = facts.get(f"{key}_metrics", {})
+            if reference and title not in known:
+                known.add(title)
+                names = [k.replace("val/", f"{key}/") for k in scores]
+                cells = [title, "", *(_percent(reference.get(name)) for name in names)]
+                ours.rows.append(cells + [""] * (len(head) - len(cells)))
     picture = _png("table.png", "mAP of every row", figures.bars("mAP, mean and every seed", values, "mAP (%)"))
-    return [Section("Rows", tables=[ours], pictures=[picture]), *_published(plan, space, done)]
+    sections = [Section("Rows", tables=[ours], pictures=[picture])]
+    if costs:
+        sections.append(_accuracy_and_cost(plan, rows, costs))
+    return [*sections, *_published(plan, space, done)]
+
+
+def _costs_of_rows(plan: Plan, rows: dict[str, list[TrialRecord]]) -> dict[str, tuple[float, float]]:
+    """GMACs and images/s (median over seeds) of every row's student; nothing where all cost the same."""
+    found = {}
+    for name, runs in rows.items():
+        metrics = [tracking.client(plan.tracking_uri).get_run(r.run_id).data.metrics for r in runs]
+        speeds = [m["cost/cpu_images_per_s"] for m in metrics if "cost/cpu_images_per_s" in m]
+        if speeds:
+            found[name] = metrics[0]["cost/macs"] / 1e9, statistics.median(speeds)
+    return found if len({macs for macs, _ in found.values()}) > 1 else {}
+
+
+def _accuracy_and_cost(
+    plan: Plan, rows: dict[str, list[TrialRecord]], costs: dict[str, tuple[float, float]]
+) -> Section:
+    """The compromise between accuracy and computation, ours and, beside it, the published one."""
+    ours = [(costs[n][1], 100 * statistics.mean(r.value for r in runs), n) for n, runs in rows.items() if n in costs]
+    printed = [(p.images_per_s, p.map, p.row) for p in published.beside(plan.space, plan.benchmark)
+               if p.images_per_s and p.map and p.student != "its own network"]  # fmt: skip
+    drawn = figures.compromise(ours, printed)
+    text = (
+        "Images/s of the query network, batch 32, measured at the end of each trial beside whatever else ran then; "
+        "tests/benchmarks/bench_token_pruning.py measures them alone."
+    )
+    return Section(
+        "Accuracy and throughput", text, pictures=[_png("throughput.png", "mAP over images per second", drawn)]
+    )
 
 
 def _published(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[Section]:
@@ -220,7 +254,7 @@ def _published(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[
         body = []
         for row, student in dict.fromkeys((p.row, p.student) for p in found):
             printed = {p.benchmark: p for p in found if (p.row, p.student) == (row, student)}
-            cells = [f"{p.map:.2f} / {p.rank1:.2f}" if (p := printed.get(b)) else "" for b in benchmarks]
+            cells = [_printed(p) if (p := printed.get(b)) else "" for b in benchmarks]
             noted: dict[str, list[str]] = {}
             for b, p in printed.items():
                 noted.setdefault(p.note, []).append(b)
@@ -228,13 +262,27 @@ def _published(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[
             mine = _ours(plan, space, done, printed[plan.benchmark]) if plan.benchmark in printed else "not run"
             body.append([row if "→" in networks else f"{row}, {student}", *cells, mine, notes])
         caption = f"published: {'; '.join(dict.fromkeys(p.source for p in found))}; {networks}; {losses}; single runs"
-        head = ["row", *(f"{b}, mAP / R1" for b in benchmarks), "ours", "note"]
+        head = ["row", *(f"{b}, {' / '.join(_scores_of(found, b))}" for b in benchmarks), "ours", "note"]
         tables.append(TableOf(head, body, set(range(1, len(benchmarks) + 2)), caption, published=True))
     settings = _changed_fields(plan)
     text = "“ours” is of the same benchmark and networks. " + (
         f"They differ from the benchmark's recipes in {', '.join(settings)}." if settings else ""
     )
     return [Section("Published", text=text, tables=tables)] if tables else []
+
+
+_SCORES = {"map": "mAP", "rank1": "R1", "rank3": "R3"}
+
+
+def _scores_of(rows: list[published.Published], benchmark: str) -> list[str]:
+    """Names of the scores that a source prints for a benchmark."""
+    own = [p for p in rows if p.benchmark == benchmark]
+    return [title for name, title in _SCORES.items() if any(getattr(p, name) is not None for p in own)]
+
+
+def _printed(p: published.Published) -> str:
+    """A row's scores as printed."""
+    return " / ".join(f"{v:.2f}" for name in _SCORES if (v := getattr(p, name)) is not None)
 
 
 def _ours(plan: Plan, space: SearchSpace, done: list[TrialRecord], p: published.Published) -> str:
@@ -254,7 +302,8 @@ def _ours(plan: Plan, space: SearchSpace, done: list[TrialRecord], p: published.
             found.append(r)
     if not any(f"{side}/map" in r.metrics for r in found):
         return "not run"
-    return " / ".join(_mean_spread([r.metrics.get(f"{side}/{m}") for r in found]) for m in ("map", "rank1"))
+    names = [name for name in _SCORES if getattr(p, name) is not None]
+    return " / ".join(_mean_spread([r.metrics.get(f"{side}/{m}") for r in found]) for m in names)
 
 
 def _changed_fields(plan: Plan) -> list[str]:

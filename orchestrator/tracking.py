@@ -105,7 +105,8 @@ def run(uri: str, experiment_id: str, key: str, name: str, tags: Mapping[str, st
     all_tags = {**tags, "orch.key": key, "orch.status": "running"}
     created = mlflow_client.create_run(experiment_id, run_name=name, tags=all_tags)
     entries = [Param(k, json.dumps(v) if isinstance(v, (list, dict)) else str(v)) for k, v in params.items()]
-    mlflow_client.log_batch(created.info.run_id, params=entries)
+    for start in range(0, len(entries), 100):  # MLflow takes no more at once
+        mlflow_client.log_batch(created.info.run_id, params=entries[start : start + 100])
     return created.info.run_id
 
 
@@ -123,8 +124,8 @@ def log_record(uri: str, record: Record) -> None:
     mlflow_client.log_dict(record.run_id, stored, RECORD)
     inputs = []
     for context, fingerprint in record.facts.items():
-        if context.endswith("_fingerprint") and context != "teacher_fingerprint":
-            part = context.removesuffix("_fingerprint")
+        part = context.removesuffix("_fingerprint")
+        if part in ("train", "query", "gallery", "occluders") and part != context:
             inputs.append(_dataset(f"{record.recipe['dataset']}-{part}", fingerprint, part, record.place.data_root))
     for context in ("target_cache", "gallery_cache"):
         if context in record.facts:

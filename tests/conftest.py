@@ -97,6 +97,37 @@ def tiny_recipe(tiny_teacher):
     return recipe
 
 
+# The same of SUReID: eight tokens, six blocks.
+TINY_SUREID = {
+    "student": "vit_tiny_patch16_224", "student_size": "32x16", "student_width": 32, "student_heads": 2,
+    "patch_size": 8, "depth": 6, "stages": "1x2x4", "student_pad": 1, "pretrained": "false", "drop_path": 0.0,
+    "teacher": "vit_tiny_patch16_224", "teacher_width": 32, "teacher_heads": 2, "teacher_pretrained": "false",
+    "teacher_epochs": 1, "identities_per_batch": 4, "images_per_identity": 2, "epochs": 2, "warmup_epochs": 1,
+    "evaluate_every": 1, "loader_workers": 0, "occluder_count": 10,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_sureid(tmp_path_factory):
+    """Makes recipes of SUReID on the tiny data set, with an untrained teacher."""
+    import torch
+
+    from models.token_pruning import PrunedViT
+    from orchestrator import checkpoint, find
+    from orchestrator.method import changed
+    from orchestrator.methods import sureid_training
+
+    def recipe(**changes):
+        return changed(find.recipe("sureid", "folder"), {**TINY_SUREID, "teacher_weights": str(weights), **changes})
+
+    folder = tmp_path_factory.mktemp("sureid-teacher")
+    weights = folder / "teacher.safetensors"
+    torch.manual_seed(8)
+    config = sureid_training.student_config(sureid_training.teacher_training(recipe()), num_classes=16)
+    checkpoint.save_model(folder, PrunedViT(config), {}, "teacher")
+    return recipe
+
+
 @pytest.fixture(scope="session")
 def local_ray():
     """One local cluster for the session."""

@@ -17,7 +17,7 @@ from orchestrator.methods import asymmetric, ugd
 from orchestrator.methods.asymmetric import Neighbours
 
 CPU = torch.device("cpu")
-FAMILY = [m for m in find.methods() if m != "supervised"]
+FAMILY = [m for m in find.methods() if m not in ("supervised", "sureid")]
 
 
 def first_pairs(method, recipe, place):

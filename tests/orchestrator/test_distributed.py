@@ -33,8 +33,7 @@ def first_steps(rank: int, world: int, file: str, jobs: dict[str, tuple[str, dic
             if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
                 module.eval()  # its statistics are per worker; everything else must be exact
         step = DistributedDataParallel(task) if world > 1 else task
-        augment = task.augment
-        task.augment = lambda *arguments, augment=augment: augment(*arguments).double()
+        in_double(task)
         losses = step(to_device(next(iter(experiment.batches(1))), CPU))
         losses.total.backward()
         found[name] = {
@@ -46,6 +45,16 @@ def first_steps(rank: int, world: int, file: str, jobs: dict[str, tuple[str, dic
         torch.save(found, out)
     if world > 1:
         dist.destroy_process_group()
+
+
+def in_double(task) -> None:
+    """Makes every view of a task float64, as its networks are."""
+
+    def double(augment):
+        return lambda *arguments: augment(*arguments).double()
+
+    many = isinstance(task.augment, tuple)
+    task.augment = tuple(map(double, task.augment)) if many else double(task.augment)
 
 
 def whole_run(rank: int, world: int, file: str, values: dict, place: Place, out: str) -> None:
@@ -117,12 +126,21 @@ JOBS = {
 }
 
 
-def test_two_workers_equal_one(tiny_recipe, tiny_place, tmp_path):
+# Whole-batch parts of SUReID: both triplets over both views, class scores, masks, and the decisions of the noise.
+SUREID_JOBS = {
+    "sureid": {"clip_norm": 1.0},
+    "sureid per view": {"noda_triplet": "per_view", "triplet_mining": "camera", "align": "st_linear"},
+    "sureid clean teacher": {"teacher_view": "clean", "noda": False, "reweight": "pool"},
+}
+
+
+def test_two_workers_equal_one(tiny_recipe, tiny_sureid, tiny_place, tmp_path):
     """For every method: a loss over half a batch would have other neighbours, means and weights."""
-    assert {method for method, _ in JOBS.values()} == set(find.methods()) - {"supervised"}
+    assert {method for method, _ in JOBS.values()} == set(find.methods()) - {"supervised", "sureid"}
     jobs = {}
-    for name, (method, changes) in JOBS.items():
-        recipe = tiny_recipe(method, **changes)
+    recipes = {name: (method, tiny_recipe(method, **changes)) for name, (method, changes) in JOBS.items()}
+    recipes |= {name: ("sureid", tiny_sureid(**changes)) for name, changes in SUREID_JOBS.items()}
+    for name, (method, recipe) in recipes.items():
         find.method(method).check(recipe, 2)
         find.method(method).prepare(recipe, tiny_place)
         jobs[name] = method, recipe_dict(recipe)

@@ -149,12 +149,12 @@ def test_methods_of_a_family_share_every_setting_but_their_own(benchmark):
     """Equal budget: what is not a method's own number is the same for all of them."""
     shared = {f.name for f in dataclasses.fields(asymmetric.AsymmetricRecipe)}
     shared -= {"double_losses", "together"} | ({"batch_size"} if "_repo" in benchmark else set())
-    family = [m for m in find.methods() if m != "supervised"]
+    family = [m for m in find.methods() if m not in ("supervised", "sureid")]
     recipes = [{k: v for k, v in recipe_dict(find.recipe(m, benchmark)).items() if k in shared} for m in family]
     assert all(r == recipes[0] for r in recipes)
 
 
-@pytest.mark.parametrize("method", [m for m in find.methods() if m != "supervised"])
+@pytest.mark.parametrize("method", [m for m in find.methods() if m not in ("supervised", "sureid")])
 def test_every_method_refuses_a_batch_of_one(method):
     recipe = find.recipe(method, "demo")
     with pytest.raises(ValueError, match="batch_size must be at least 2, got 1"):
@@ -200,7 +200,7 @@ def test_every_space_fits_its_methods(name):
     for point in space.table():
         recipe = changed(find.recipe(space.method_of(point), "demo"), space.settings(point))
         find.method(space.method_of(point)).check(recipe, 1)
-    defaults = recipe_dict(find.recipe(space.method, "sop"))
+    defaults = recipe_dict(find.recipe(space.method, "occluded_duke" if space.method == "sureid" else "sop"))
     for field, bounds in space.tune.items():
         assert defaults[field] in bounds, "the paper's value must be inside the space"
     if space.start:
@@ -209,7 +209,7 @@ def test_every_space_fits_its_methods(name):
 
 def test_every_compared_method_has_its_space():
     spaces = set(find.names("search_spaces"))
-    own = set(find.methods()) - {"supervised", "d3still"}
+    own = set(find.methods()) - {"supervised", "d3still", "sureid"}
     assert {f"{method}_weight" for method in own} <= spaces
     assert set(find.space("asymmetric_baselines").methods) == own | {"d3still"}
 
