@@ -256,9 +256,12 @@ def train_teacher(method: str, recipe: Any, benchmark: str, place: Place, worker
             console.print(f"[bold]teacher[/bold] {teacher_recipe.student} at {teacher_recipe.student_size}, "
                           f"{teacher_recipe.epochs} epochs: training it now, kept for all later sweeps")  # fmt: skip
             question = f"The teacher of {method} on {benchmark}."
+            # A benchmark of this method alone, such as "inshop_repo", has the teacher of its data set.
+            known = find.method(teacher_method).recipes
+            home = benchmark if benchmark in known else teacher_recipe.dataset
             plan = make_plan(
                 f"teacher-{folder.name[:8]}", single(teacher_method, teacher_recipe.seed, question),
-                f"teacher on {benchmark}", teacher_recipe.dataset, {teacher_method: teacher_recipe}, place, 1, 1,
+                f"teacher on {benchmark}", home, {teacher_method: teacher_recipe}, place, 1, 1,
                 workers, gpus,
             )  # fmt: skip
         else:
