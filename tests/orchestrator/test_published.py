@@ -51,6 +51,44 @@ def test_every_table_is_complete():
     assert all(p.source and p.losses and p.student and 0 <= p.map <= 100 for p in EVERYTHING)
 
 
+@pytest.mark.parametrize(
+    ("table", "benchmark", "row", "scores"),
+    [
+        ("I", "occluded_duke", "PFD*", (69.5, 61.8, None, 95)),
+        ("I", "occluded_duke", "SUReID", (65.8, 54.9, None, 1585)),
+        ("II", "occluded_reid", "FED", (87.0, 79.4, None, None)),
+        ("II", "partial_reid", "FED", (84.6, None, None, None)),
+        ("II", "partial_reid", "SUReID", (85.3, None, 90.7, None)),
+        ("III", "market1501", "TransReID*", (95.0, 88.2, None, None)),
+        ("III", "dukemtmc", "SUReID", (89.1, 79.7, None, None)),
+        ("IV", "occluded_duke", "none", (57.6, 49.2, None, 1074)),
+        ("IV", "occluded_duke", "HTS + NPKD", (64.8, 53.2, None, 1585)),
+        ("V", "occluded_duke", "p = 0.9", (65.9, 55.7, None, 1279)),
+        ("VI", "occluded_duke", "S-T linear", (56.6, 46.7, None, None)),
+        ("VII", "occluded_duke", "ViT + NODA", (61.1, 51.6, None, None)),
+    ],
+)
+def test_spot_values_of_sureid(table, benchmark, row, scores):
+    (found,) = [p for p in published.SUREID[table] if (p.benchmark, p.row) == (benchmark, row)]
+    assert (found.rank1, found.map, found.rank3, found.images_per_s) == scores
+
+
+def test_the_tables_of_sureid_are_complete_and_stand_beside_their_sweeps():
+    assert {table: len(rows) for table, rows in published.SUREID.items()} == {
+        "I": 13, "II": 16, "III": 24, "IV": 4, "V": 5, "VI": 4, "VII": 4}  # fmt: skip
+    rows = [p for table in published.SUREID.values() for p in table]
+    keys = [(p.source, p.benchmark, p.row) for p in rows]
+    assert len(set(keys)) == len(keys)
+    assert {p.benchmark for p in rows} <= set(find.method("sureid").recipes)
+    for table, name in (("IV", "components"), ("V", "keep_ratio"), ("VI", "alignment"), ("VII", "noda")):
+        assert {p.row for p in published.SUREID[table]} <= set(find.space(f"sureid_{name}").cells)
+        assert set(published.SUREID[table]) <= set(published.beside(f"sureid_{name}", "occluded_duke"))
+    recipe = find.recipe("sureid", "occluded_duke")
+    full = next(p for p in published.SUREID["IV"] if p.row == "SUReID")
+    assert full.student == published.network(recipe.student, recipe.student_size)
+    assert full.teacher == published.network(recipe.teacher, recipe.student_size)
+
+
 def test_numbers_of_different_settings_are_never_of_one_benchmark():
     assert {p.losses for p in EVERYTHING if p.benchmark in ("inshop", "sop", "msmt17")} == {
         "distillation alone", "not stated"}  # fmt: skip
