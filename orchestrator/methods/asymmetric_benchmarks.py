@@ -11,10 +11,10 @@ on a second batch, four pairs of networks. Their published numbers are not compa
 
 The published MSMT17 column with a ResNet101-IBN teacher has no recipe: timm has no such network.
 
-``demo``, ``omniglot`` and ``emoji`` are ours: small networks, minutes on a CPU. There, the weights of FitNet, CCKD, CSD,
-RAML, ROP, AML and UGD were chosen on Omniglot's held-out alphabets (``evaluate_on=validation``, 4 epochs, 3 to 5 values
-each): the published ones belong to other networks and a tenth of the learning rate. Of D3still the paper's own were the
-best tried. RKD, PKT, VanillaKD and SP-KD keep published ones.
+``demo``, ``omniglot`` and ``emoji`` are ours: small networks, minutes on a CPU. There, the weights of FitNet, CCKD,
+CSD, RAML, ROP, AML and UGD were chosen on Omniglot's held-out alphabets (``evaluate_on=validation``, 4 epochs, 3 to 5
+values each): the published ones belong to other networks and a tenth of the learning rate. Of D3still the paper's own
+were the best tried. RKD, PKT, VanillaKD and SP-KD keep published ones.
 """
 
 from typing import Any

@@ -138,7 +138,7 @@ class SUReID(Task):
         self.recipe = recipe
         self.augment = sureid_training.augmentations(recipe)
         self.projection = None
-        if teacher is not None and recipe.align.endswith("linear"):
+        if teacher is not None and recipe.alpha and recipe.align.endswith("linear"):
             widths = teacher.backbone.embed_dim, student.backbone.embed_dim
             self.projection = nn.Linear(*(widths if recipe.align.startswith("ts") else widths[::-1]))
 
@@ -169,15 +169,10 @@ class SUReID(Task):
         with full_precision(student.neck_BD):
             logits_BC = self.student.classifier(distributed.gather(student.neck_BD))
             identity = F.cross_entropy(logits_BC, distributed.gather(label_B), label_smoothing=recipe.label_smoothing)
-        per_view = recipe.noda_triplet == "per_view"
-        mined = [
-            self._triplet(feature_BD, label, batch["camera"].repeat(1 if per_view else recipe.views))
-            for feature_BD, label in (
-                zip(student.feature_BD.chunk(recipe.views), label_B.chunk(recipe.views), strict=True)
-                if per_view
-                else [(student.feature_BD, label_B)]
-            )
-        ]
+        # Mined over both views together, or in each on its own.
+        groups = recipe.views if recipe.noda_triplet == "per_view" else 1
+        rows = student.feature_BD, label_B, batch["camera"].repeat(recipe.views)
+        mined = [self._triplet(*part) for part in zip(*(x.chunk(groups) for x in rows), strict=True)]
         triplet = torch.stack(mined).mean()
         return Losses({"identity": identity, "triplet": triplet}, {"identity": recipe.beta, "triplet": recipe.beta})
 
@@ -251,7 +246,7 @@ METHOD = Method(
         "demo": Recipe(dataset="demo_people", **_SMALL),
         "emoji_occluded": Recipe(
             dataset="emoji_occluded",
-            **{**_SMALL, "student_size": (48, 48), "flip": 0.0, "epochs": 6, "teacher_epochs": 12},
+            **{**_SMALL, "student_size": (48, 48), "flip": 0.0, "epochs": 6, "teacher_epochs": 24},
         ),
         **{
             name: Recipe(dataset=name)
