@@ -39,13 +39,14 @@ def ratio_loss(masks_BSN: Tensor, keep_ratios_S: Sequence[float] | Tensor) -> Te
     """
     if masks_BSN.ndim != 3 or not masks_BSN.numel():
         raise ValueError(f"masks must be (images, stages, tokens) and not empty, got {tuple(masks_BSN.shape)}")
-    masks_BSN = at_least_float32(masks_BSN)
-    target_S = torch.as_tensor(keep_ratios_S, dtype=masks_BSN.dtype, device=masks_BSN.device)
-    if target_S.shape != masks_BSN.shape[1:2] or bool(((target_S < 0) | (target_S > 1)).any()):
-        raise ValueError(
-            f"need one keep ratio in [0, 1] for each of {masks_BSN.shape[1]} stages, got {target_S.tolist()}"
-        )
-    return (target_S - masks_BSN.mean(dim=2)).square().mean()
+    targets = [float(target) for target in keep_ratios_S]
+    if len(targets) != masks_BSN.shape[1] or not all(0 <= target <= 1 for target in targets):
+        raise ValueError(f"need one keep ratio in [0, 1] for each of {masks_BSN.shape[1]} stages, got {targets}")
+    kept_BS = at_least_float32(masks_BSN).mean(dim=2)
+    # A stage at a time: a tensor of targets would have to be copied to the device in every step.
+    return torch.stack(
+        [(kept_B - p).square().mean() for kept_B, p in zip(kept_BS.unbind(1), targets, strict=True)]
+    ).mean()
 
 
 def logit_term(

@@ -21,7 +21,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from models.embedder import check_backbone
@@ -84,7 +84,7 @@ def masked_softmax(scores_BHNN: Tensor, policy_BN: Tensor, eps: float = 1e-6) ->
         )
     if eps < 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
-    scores = scores_BHNN if scores_BHNN.dtype == torch.float64 else scores_BHNN.float()
+    scores = _at_least_float32(scores_BHNN)
     itself_RN = torch.eye(rows, keys, dtype=torch.bool, device=scores.device)
     allowed_B1RN = torch.where(itself_RN, 1.0, policy_BN.to(scores.dtype)[:, None, None, :])
     if eps:
@@ -139,7 +139,7 @@ class TokenPredictor(nn.Module):
                 )
             hidden_BNC = torch.cat([local, mean.expand_as(shared)], dim=2)
         logits_BN2 = self.output(hidden_BNC)
-        return F.log_softmax(logits_BN2 if logits_BN2.dtype == torch.float64 else logits_BN2.float(), dim=2)
+        return F.log_softmax(_at_least_float32(logits_BN2), dim=2)
 
 
 def gumbel_keep(log_probabilities_BN2: Tensor, noise_BN2: Tensor, temperature: float = 1.0, column: int = 1) -> Tensor:
@@ -236,7 +236,6 @@ class Trained(NamedTuple):
     """What losses see of a forward pass in training."""
 
     feature_BD: Tensor  # class token after the final LayerNorm, before the neck
-    neck_BD: Tensor  # after the neck
     masks_BSN: Tensor | None  # cumulative decisions of the image tokens; None without pruning
 
 
@@ -248,13 +247,6 @@ class PrunedViT(nn.Module):
     """
 
     resize = "bicubic"  # to image_size, with anti-aliasing
-    architecture = (
-        "timm VisionTransformer without head; tokens: class token, then rows of patches",
-        "before the blocks in model.stages: LayerNorm(1e-5), Linear, GELU, second half of the channels averaged over "
-        "tokens, Linear, GELU, Linear, GELU, Linear: 2 logits per image token (tensors predictors.0 to .2)",
-        "the floor(N p^s) tokens of the largest softmax in column model.keep_column go on, and the class token",
-        "embedding: class token after the final LayerNorm; neck: BatchNorm1d, used where model.embed_after_neck",
-    )
 
     def __init__(self, config: PrunedViTConfig, pretrained: bool = False, weights: str = "", drop_path: float = 0.0,
                  resize: Literal["bicubic", "bilinear"] = "bicubic"):  # fmt: skip
@@ -287,6 +279,32 @@ class PrunedViT(nn.Module):
             nn.init.normal_(self.classifier.weight, std=0.001)
 
     @property
+    def architecture(self) -> tuple[str, ...]:
+        """How the network is built, for whoever rebuilds it from its stored weights."""
+        config = self.config
+        lines = ["timm VisionTransformer without head; tokens: class token, then the patches row by row"]
+        if config.attention_scale == "width":
+            lines.append("attention scores are divided by the root of the width, not of the head's width")
+        if config.pruning:
+            body = "second half of the channels averaged over tokens, " if config.predictor == "lg" else ""
+            which = (
+                f"the {', '.join(map(str, self.counts))} image tokens of the largest"
+                if config.inference == "topk"
+                else "those above 1/2 of the"
+            )
+            lines += [
+                f"before blocks {', '.join(map(str, config.stages))} (from 0), on the image tokens: LayerNorm(1e-5), "
+                f"Linear, GELU, {body}Linear, GELU, Linear, GELU, Linear, softmax (tensors predictors.0 to .2)",
+                f"{which} output {config.keep_column} go on, and the class token",
+            ]
+            if config.reweight_at_inference:
+                lines.append(f"tokens reweighted by the class token's attention: {config.reweight} (tensor reweight)")
+        lines.append(
+            "embedding: class token after the final LayerNorm" + ", then the batch norm neck" * config.embed_after_neck
+        )
+        return tuple(lines)
+
+    @property
     def pixels(self) -> str:
         """Mean and deviation of the input."""
         return self.config.pixels
@@ -303,7 +321,7 @@ class PrunedViT(nn.Module):
             feature_BD = self.masked(images_BCHW)[0]
         else:
             feature_BD = self.gathered(images_BCHW)[0]
-        return self.after_neck(feature_BD) if self.config.embed_after_neck else feature_BD.float()
+        return self.after_neck(feature_BD) if self.config.embed_after_neck else _at_least_float32(feature_BD)
 
     def trained(self, images_BCHW: Tensor, noise_BSN2: Tensor | None = None, temperature: float = 1.0) -> Trained:
         """The forward pass of training: all tokens through all blocks, dropped ones masked.
@@ -314,14 +332,12 @@ class PrunedViT(nn.Module):
             temperature: τ of the Gumbel softmax.
         """
         if not self.config.pruning:
-            feature_BD = self._plain(images_BCHW)
-            return Trained(feature_BD, self.after_neck(feature_BD), None)
+            return Trained(self._plain(images_BCHW), None)
 
         def decide(stage: int, log_pi_BN2: Tensor, kept_BN: Tensor) -> Tensor:
             return gumbel_keep(log_pi_BN2, noise_BSN2[:, stage], temperature, self.config.keep_column) * kept_BN
 
-        feature_BD, masks_BSN = self._masked(images_BCHW, decide, self.config.reweight)
-        return Trained(feature_BD, self.after_neck(feature_BD), masks_BSN)
+        return Trained(*self._masked(images_BCHW, decide, self.config.reweight))
 
     def masked(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Inference with masks instead of removal: (class token after LN (B, D), masks (B, S, N)).
@@ -408,10 +424,10 @@ class PrunedViT(nn.Module):
         return net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(images_BCHW))))
 
     def after_neck(self, feature_BD: Tensor) -> Tensor:
-        """What the classifier sees of a class token."""
+        """What the classifier sees of class tokens: of all ranks, whose batch statistics belong together."""
         # In float32 also under autocast: an embedding rounded to bfloat16 has other neighbours.
         with torch.autocast(feature_BD.device.type, enabled=False):
-            feature_BD = feature_BD if feature_BD.dtype == torch.float64 else feature_BD.float()
+            feature_BD = _at_least_float32(feature_BD)
             return feature_BD if self.neck is None else self.neck(feature_BD)
 
 
@@ -468,15 +484,17 @@ def load_pretrained(
             raise ValueError(f"weights {file} cannot be read: {str(error).splitlines()[0]}") from error
     else:
         weights = timm.create_model(config.backbone, pretrained=True, num_classes=0).state_dict()
+    distilled = "dist_token" in weights
     weights = {k: v for k, v in weights.items() if not k.startswith(("head", "dist_token"))}
     position_1NC, wanted = weights.get("pos_embed"), net.state_dict()
     if position_1NC is None or set(weights) != set(wanted):
         odd = sorted(set(weights) ^ set(wanted))
         raise ValueError(f"weights {file or config.backbone} do not fit: {len(odd)} tensors differ, first {odd[0]}")
-    tokens = position_1NC.shape[1]
-    prefix = 1 if math.isqrt(tokens - 1) ** 2 == tokens - 1 else 2
-    if prefix == 2:
+    if distilled:
         position_1NC = torch.cat([position_1NC[:, :1], position_1NC[:, 2:]], dim=1)
+    tokens = position_1NC.shape[1] - 1
+    if math.isqrt(tokens) ** 2 != tokens:
+        raise ValueError(f"weights {file or config.backbone} do not fit: {tokens} positions are no square of patches")
     weights["pos_embed"] = resample_abs_pos_embed(
         position_1NC, list(net.patch_embed.grid_size), interpolation=resize, antialias=resize == "bicubic"
     )
@@ -487,6 +505,10 @@ def load_pretrained(
             f"expected {tuple(wanted[wrong[0]].shape)}"
         )
     net.load_state_dict(weights)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 @contextlib.contextmanager
@@ -501,6 +523,14 @@ def _guard(net: VisionTransformer, eps: float) -> Iterator[None]:
             block.attn.guard = guard
 
 
+def _is_plain(block: nn.Module) -> bool:
+    """Whether a block is attention and MLP and nothing else: what :class:`PolicyAttention` computes."""
+    if type(block) is not Block or not isinstance(block.attn, PolicyAttention):
+        return False
+    extras = block.attn.q_norm, block.attn.k_norm, block.attn.norm
+    return all(isinstance(extra, nn.Identity) for extra in extras) and block.attn.gate is None
+
+
 def _backbone(config: PrunedViTConfig, drop_path: float) -> VisionTransformer:
     check_backbone(config.backbone)
     # Distilled weights go into the plain class: the distillation token has no part in retrieval.
@@ -511,9 +541,10 @@ def _backbone(config: PrunedViTConfig, drop_path: float) -> VisionTransformer:
             name, pretrained=False, num_classes=0, img_size=config.image_size, drop_path_rate=drop_path,
             attn_layer=PolicyAttention, **{k: v for k, v in own.items() if v},
         )  # fmt: skip
-    except (TypeError, AssertionError) as error:
+    except (TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{config.backbone} is no plain vision transformer, or cannot be built so: {error}") from error
-    if type(net) is not VisionTransformer or net.num_prefix_tokens != 1 or net.global_pool != "token":
+    plain = type(net) is VisionTransformer and net.num_prefix_tokens == 1 and net.global_pool == "token"
+    if not plain or net.no_embed_class or not all(map(_is_plain, net.blocks)):
         raise ValueError(f"{config.backbone} is no plain vision transformer with one class token")
     patch_height, patch_width = net.patch_embed.patch_size
     height, width = config.image_size

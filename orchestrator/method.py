@@ -111,6 +111,10 @@ class Method:
     teacher_folder: Callable[[Any, Place, Any], str] = lambda recipe, place, progress: ""
     # A stored student scored again from images and caches: student, recipe, place -> metrics.
     evaluate: Callable[[nn.Module, Any, Place], dict[str, float]] | None = None
+    # How published tables name the networks of a recipe: (query network, gallery network or teacher).
+    networks: Callable[[Any], tuple[str, str]] = lambda recipe: ("", "")
+    # The recipe with everything switched off that scoring a stored student does not need.
+    for_evaluation: Callable[[Any], Any] = lambda recipe: recipe
     # Pictures of a trained student by name, as plain data that orchestrator.figures draws.
     pictures: Callable[[nn.Module, Any, Place], dict[str, "Panel | Sheet | Points"]] | None = None
 

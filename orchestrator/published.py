@@ -353,6 +353,11 @@ _SUREID = "SUReID, arXiv 2401.07469"
 _DEIT = {"student": "DeiT-S@256×128", "teacher": "ViT-B@256×128"}
 _VIT = {"student": "ViT-B@256×128", "teacher": "ViT-B@256×128"}
 _OTHERS = {"student": "its own network", "teacher": "none"}
+_TALL = ("PGFA", "PVPM")  # of table I
+
+
+_ALONE = "identity + triplet"  # and the ratio of kept tokens, where any are dropped
+_WHOLE = "identity + triplet + NPKD"
 
 
 def _sureid(table: str, benchmarks: tuple[str, ...], names: tuple[str, ...], rows: str) -> list[Published]:
@@ -366,10 +371,13 @@ def _sureid(table: str, benchmarks: tuple[str, ...], names: tuple[str, ...], row
             if any(v is not None for v in own.values()):
                 networks = (_VIT if "reid" in benchmark else _DEIT) if row == "SUReID" else _OTHERS
                 speed = own.get("images_per_s")
-                notes = ["sliding window"] * row.endswith("*")
+                notes = ["sliding window"] * row.endswith("*") + ["384×128 pixels"] * (
+                    speed is not None and row in _TALL
+                )
                 notes += [f"{speed:.0f} images/s, RTX 2080 Ti, batch 32"] if speed else []
                 found.append(
-                    Published(source=f"{_SUREID}, table {table}", benchmark=benchmark, row=row, losses="all of its own",
+                    Published(source=f"{_SUREID}, table {table}", benchmark=benchmark, row=row,
+                              losses=_WHOLE if row == "SUReID" else "all of its own",
                               note="; ".join(notes), **networks, **own)
                 )  # fmt: skip
     return found
@@ -381,12 +389,14 @@ def _ablation_of_sureid(table: str, rows: str, note: str = "") -> list[Published
     for line in rows.strip().splitlines():
         row, numbers = line.strip().rsplit(":", 1)
         rank1, precision, *speed = (float(v) for v in numbers.split())
-        networks = _VIT if row.startswith("ViT") else _DEIT
+        networks = {**(_VIT if row.startswith("ViT") else _DEIT)}
+        taught = row not in ("none", "HTS", "ViT", "ViT + NODA")
+        networks |= {} if taught else {"teacher": "none"}
         notes = [note] * bool(note) + [f"{s:.0f} images/s, RTX 2080 Ti, batch 32" for s in speed]
         found.append(
-            Published(source=f"{_SUREID}, table {table}", benchmark="occluded_duke", row=row, losses="all of its own",
-                      map=precision, rank1=rank1, images_per_s=speed[0] if speed else None, note="; ".join(notes),
-                      **networks)
+            Published(source=f"{_SUREID}, table {table}", benchmark="occluded_duke", row=row, map=precision,
+                      losses=_WHOLE if taught else _ALONE, rank1=rank1, images_per_s=speed[0] if speed else None,
+                      note="; ".join(notes), **networks)
         )  # fmt: skip
     return found
 

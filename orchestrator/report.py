@@ -295,9 +295,8 @@ def _ours(plan: Plan, space: SearchSpace, done: list[TrialRecord], p: published.
     side = "symmetric" if p.teacher == published.BOTH_SIDES else "val"
     found = []
     for r in done:
-        recipe = changed(plan.base_recipe(space.method_of(r.point)), space.settings(r.point))
-        student = published.network(recipe.student, recipe.student_size)
-        teacher = published.network(recipe.teacher, recipe.teacher_size)
+        method = space.method_of(r.point)
+        student, teacher = find.method(method).networks(changed(plan.base_recipe(method), space.settings(r.point)))
         if (r.point["cell"], student) == (p.row, p.student) and p.teacher in (teacher, published.BOTH_SIDES):
             found.append(r)
     if not any(f"{side}/map" in r.metrics for r in found):
@@ -315,12 +314,13 @@ def _changed_fields(plan: Plan) -> list[str]:
 
 def _trials(space: SearchSpace, records: list[TrialRecord]) -> Section:
     fields = list(space.table()[0]) if space.table() else sorted(space.tune)
+    scores = ("mAP", "R1", "R3", "R5", "mINP")
     table = TableOf(
-        ["trial", *map(symbol, fields), "status", "epochs", "mAP", "R1", "R5", "mINP", "minutes", "MLflow run"], [],
-        {0, *range(1, 1 + len(fields)), *range(len(fields) + 2, len(fields) + 8)}, best=0,
+        ["trial", *map(symbol, fields), "status", "epochs", *scores, "minutes", "MLflow run"], [],
+        {0, *range(1, 1 + len(fields)), *range(len(fields) + 2, len(fields) + 9)}, best=0,
     )  # fmt: skip
     for r in command.ranked(records):
-        metrics = [_percent(r.metrics.get(f"val/{m}")) for m in ("map", "rank1", "rank5", "minp")]
+        metrics = [_percent(r.metrics.get(f"val/{m}")) for m in ("map", "rank1", "rank3", "rank5", "minp")]
         point = [f"{r.point[f]:.4g}" if isinstance(r.point[f], float) else str(r.point[f]) for f in fields]
         status = r.status + (f": {r.message}" if r.message else "")
         table.rows.append([str(r.number), *point, status, str(r.epochs), *metrics, f"{r.seconds / 60:.1f}", r.run_id])

@@ -9,6 +9,7 @@ the seed, the epoch and the position in the epoch: not on worker processes, rank
 # Shape legend: B = batch, V = draws of one view, H and W = pixels.
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -108,8 +109,14 @@ def normalised(frames_BCHW: Tensor, pixels: str = "imagenet") -> Tensor:
 
 def standardised(images_BCHW: Tensor, pixels: str = "imagenet") -> Tensor:
     """The same for images in [0, 1]."""
-    mean, std = (torch.tensor(v, device=images_BCHW.device).view(1, 3, 1, 1) for v in PIXELS[pixels])
+    mean, std = _statistics(pixels, images_BCHW.device)
     return (images_BCHW - mean) / std
+
+
+@cache  # a copy to the device in every step would make a GPU wait
+def _statistics(pixels: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in PIXELS[pixels])
+    return mean, std
 
 
 def _inside(length_B: Tensor, position_B: Tensor, pixels: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 Files and identities as in orchestrator.datasets.emoji. A query is a drawing under one pasted occluder that covers a
 third to a half of it; the gallery and the training images are whole. Which occluder, and where, depends on the file's
-name alone. The occluders are drawn by the generator of NODA's default set with another seed: not the same patches, but
-of the same kinds.
+name alone. The occluders are drawn by the generator of NODA's default set: other patches, whatever its seed, but of the
+same kinds.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ from orchestrator.datasets import emoji
 from orchestrator.datasets.images import Reader, RetrievalData, decode, digest
 from orchestrator.datasets.occlusion import OCCLUDER_DRAWS, Occluders, procedural
 
-_SEED, _COUNT = 1, 60
+_VERSION = 1  # change it whenever pasting changes, so that caches do not outlive their images
+_COUNT, _STREAM = 60, 11
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Occluding:
     def read(self, key: str) -> bytes:
         image = decode(self.reader.read(key))
         name = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-        draws = np.random.default_rng([_SEED, name]).random((1, OCCLUDER_DRAWS))
+        draws = np.random.default_rng([_VERSION, name]).random((1, OCCLUDER_DRAWS))
         overlay = self.occluders.overlay(draws, (image.height, image.width))[0]
         pasted = Image.fromarray(overlay.permute(1, 2, 0).numpy(), "RGBA")
         image.paste(pasted, (0, 0), pasted)
@@ -39,12 +40,12 @@ class Occluding:
         return stored.getvalue()
 
     def stamp(self) -> str:
-        return digest([self.reader.stamp(), self.occluders.fingerprint])
+        return digest([self.reader.stamp(), self.occluders.fingerprint, _VERSION])
 
 
 def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
     """Raises FileNotFoundError (what is missing where) and ValueError (counts, columns or a damaged archive)."""
     data = emoji.load(data_root, evaluate_on)
-    reader = Occluding(data.query.reader, procedural(_COUNT, _SEED))
+    reader = Occluding(data.query.reader, procedural(_COUNT, stream=_STREAM))
     query = replace(data.query, name=f"{data.query.name}-occluded", reader=reader)
     return replace(data, query=query)

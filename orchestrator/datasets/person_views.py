@@ -109,13 +109,13 @@ def laid_over(images_BCHW: Tensor, overlay_B4HW: Tensor) -> Tensor:
 
 
 @cache
-def _canvas(height: int, width: int) -> Tensor:
-    return torch.randn(3, 2 * height, 2 * width, generator=torch.Generator().manual_seed(0))
+def _canvas(height: int, width: int, device: torch.device) -> Tensor:
+    return torch.randn(3, 2 * height, 2 * width, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _noise(offset_B2: Tensor, height: int, width: int) -> Tensor:
     """Normal noise for every pixel: a window, at the drawn offset, of one fixed canvas four times as large."""
-    canvas = _canvas(height, width).to(offset_B2.device)
+    canvas = _canvas(height, width, offset_B2.device)
     row_BH = (offset_B2[:, 0, None] * height).long() + torch.arange(height, device=offset_B2.device)
     column_BW = (offset_B2[:, 1, None] * width).long() + torch.arange(width, device=offset_B2.device)
     return canvas[:, row_BH[:, :, None], column_BW[:, None, :]].transpose(0, 1)

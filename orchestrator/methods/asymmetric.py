@@ -312,7 +312,7 @@ def prepare(
     recipe = _with_used_views(method, recipe)
     prepared = _open(method, recipe, place, progress, verify=True)
     facts = embedding.plain_facts(prepared.data) | {
-        "teacher": published.network(recipe.teacher, recipe.teacher_size),
+        "teacher": networks(recipe)[1],
         "teacher_fingerprint": prepared.teacher_fingerprint,
         "gallery_cache": prepared.gallery.folder.name,
         "views": recipe.views + (f" ({recipe.num_views})" if recipe.views == "recorded" else ""),
@@ -465,7 +465,16 @@ def method(paper: str, recipes: dict[str, Any], distillation: Distillation) -> M
         teacher=teacher_recipe,
         teacher_folder=teacher_folder,
         evaluate=partial(evaluate_student, distillation),
+        networks=networks,
         pictures=partial(pictures, distillation),
+    )
+
+
+def networks(recipe: AsymmetricRecipe) -> tuple[str, str]:
+    """Student and teacher as published tables name them."""
+    return (
+        published.network(recipe.student, recipe.student_size),
+        published.network(recipe.teacher, recipe.teacher_size),
     )
 
 

@@ -24,7 +24,7 @@ from models.embedder import Embedder, EmbedderConfig, check_backbone
 from orchestrator import cache, distributed, find
 from orchestrator.cache import Progress, silent
 from orchestrator.datasets.augmentation import DRAWS, Augmentation, normalised
-from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, digest
+from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, digest, fetch
 from orchestrator.datasets.sampling import identity_batches, own_part
 from orchestrator.evaluation.retrieval import RetrievalMetrics, evaluate, nearest
 from orchestrator.method import (
@@ -271,27 +271,38 @@ def supervised_losses(recipe: EmbeddingRecipe, student: Embedder, images_BCHW: T
 
 @torch.no_grad()
 def embed(
-    model: nn.Module, source: "cache.Rows | Frames", count: int, device: torch.device, batch: int = 256
-) -> Tensor:
+    model: nn.Module, source: "cache.Rows | Frames", count: int, device: torch.device, batch: int = 256,
+    workers: int = 0,
+) -> Tensor:  # fmt: skip
     """Raw float32 embeddings of all images, in order, in eval mode: (count, D) on the device.
 
-    Every rank embeds a share and receives all rows.
+    Every rank embeds a share and receives all rows. ``workers`` processes decode images that are not cached.
     """
     was_training = model.training
     model.eval()
     share = -(-count // distributed.world_size())
     own = (np.arange(share) + distributed.rank() * share).clip(max=count - 1)  # the last share may repeat its end
-    parts = [
-        model(model_input(model, source(own[start : start + batch]), device)).float()
-        for start in range(0, share, batch)
-    ]
+    requests = [own[start : start + batch] for start in range(0, share, batch)]
+    decoding = workers if isinstance(source, Frames) else 0
+    parts = [model(model_input(model, frames, device)).float() for frames in fetch(source, requests, decoding)]
     model.train(was_training)
     return distributed.gather_without_gradient(torch.cat(parts))[:count]
 
 
-def teacher_folder(training: TrainingRecipe, place: Place, progress: Progress = silent) -> Path:
-    """Where the teacher of a training recipe is or will be: named by the recipe and its training images."""
-    values = {k: v for k, v in recipe_dict(training).items() if k not in NOT_PART_OF_A_TEACHER}
+def teacher_folder(
+    training: TrainingRecipe, place: Place, progress: Progress = silent, without: tuple[str, ...] = (), **more: str
+) -> Path:
+    """Where the teacher of a training recipe is or will be: named by the recipe and its training images.
+
+    Args:
+        training: the recipe.
+        place: storage and data.
+        progress: told of the indexing.
+        without: further fields that are no part of the name.
+        more: what else decides the teacher, such as the fingerprint of another input.
+    """
+    left_out = (*NOT_PART_OF_A_TEACHER, *without)
+    values = {k: v for k, v in recipe_dict(training).items() if k not in left_out} | more
     data = find.dataset(training.dataset)(place.data_root, training.evaluate_on)
     train = cache.indexed(data.train, place.folder("cache"), training.skip_unreadable, progress)
     return Path(place.folder("teachers", digest([values, train.fingerprint])[:32]))

@@ -24,7 +24,7 @@ from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, fetch
 from orchestrator.datasets.occlusion import Occluders
 from orchestrator.datasets.person_views import PersonAugmentation
 from orchestrator.datasets.sampling import identity_batches, own_part
-from orchestrator.method import Batch, Experiment, Panel, Place, Points, Sheet, Task
+from orchestrator.method import Batch, Experiment, Panel, Place, Points, Sheet, Task, did_you_mean
 from orchestrator.methods import embedding
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ PREPARED_BY = frozenset({
     "pixels", "patch_size", "depth", "occluders", "occluder_folder", "occluder_alpha", "occluder_count",
     "occluder_seed", "teacher", "teacher_width", "teacher_heads", "teacher_weights", "teacher_logit_neck",
     "teacher_triplet", "teacher_noda", "teacher_epochs", "teacher_learning_rate", "teacher_seed",
+    "teacher_start", "precision", "pos_resize",
     "teacher_pretrained",
 })  # fmt: skip
 STAGES, COLUMNS = 3, 2  # of the Gumbel noise
@@ -53,8 +54,10 @@ def check(recipe: "Recipe", workers: int = 1) -> None:
     if labelled * recipe.views < 2 * workers:
         raise ValueError(f"a batch of {labelled} images leaves {workers} workers fewer than 2 each; enlarge it")
     find.dataset(recipe.dataset)
-    if not recipe.beta and not (recipe.npkd and recipe.alpha):
-        raise ValueError("nothing to train on: beta is 0, and npkd is off or alpha is 0")
+    if recipe.npkd and not recipe.alpha:
+        raise ValueError("alpha is 0, so the teacher would be trained and never used; set npkd to false as well")
+    if not recipe.beta and not recipe.npkd:
+        raise ValueError("nothing to train on: beta is 0 and npkd is off")
     if recipe.occluders == "folder" and recipe.noda and not recipe.occluder_folder:
         raise ValueError("occluders=folder needs occluder_folder, a folder of RGB or RGBA pictures")
     if recipe.evaluate_neck == "after" and not (recipe.neck == "bn" and recipe.classifies):
@@ -63,9 +66,7 @@ def check(recipe: "Recipe", workers: int = 1) -> None:
         check_backbone(recipe.teacher)
     with torch.device("meta"):  # the network's own checks: stages, image size, heads; no memory, no weights
         for network in [student_config(recipe), *([teacher_config(recipe)] if recipe.npkd else [])]:
-            built = PrunedViT(network)
-        if recipe.hts and min(built.counts) < 1:
-            raise ValueError(f"keep_ratio {recipe.keep_ratio} leaves no token")
+            PrunedViT(network)
 
 
 def student_config(recipe: "Recipe", num_classes: int = 0) -> PrunedViTConfig:
@@ -98,10 +99,21 @@ def teacher_config(recipe: "Recipe") -> PrunedViTConfig:
 
 def teacher_training(recipe: "Recipe") -> "Recipe":
     """How the teacher is trained: the benchmark's own recipe without HTS and NPKD; no field of the student enters."""
-    base = next(r for r in find.method("sureid").recipes.values() if r.dataset == recipe.dataset)
+    recipes = {r.dataset: r for r in reversed(find.method("sureid").recipes.values())}
+    if recipe.dataset not in recipes:
+        raise ValueError(
+            f"no benchmark of sureid has the data set {recipe.dataset!r}, so its teacher's recipe is not known"
+            + did_you_mean(recipe.dataset, recipes)
+        )
+    base = recipes[recipe.dataset]
+    occluders = ("occluders", "occluder_folder", "occluder_alpha", "occluder_count", "occluder_seed")
+    as_student = (  # where, how fast and at which precision it runs
+        "evaluate_on", "pixel_cache", "loader_workers", "compile", "precision", "pos_resize", "skip_unreadable",
+        *(occluders if recipe.teacher_noda else ()),
+    )  # fmt: skip
     return replace(
         base,
-        evaluate_on=recipe.evaluate_on,
+        **{name: getattr(recipe, name) for name in as_student},
         student=recipe.teacher,
         student_size=recipe.student_size,  # both see the same images
         pixels=recipe.pixels,
@@ -114,18 +126,13 @@ def teacher_training(recipe: "Recipe") -> "Recipe":
         alpha=1.0,
         beta=1.0,
         noda=recipe.teacher_noda,
-        occluders=recipe.occluders,
-        occluder_folder=recipe.occluder_folder,
-        occluder_alpha=recipe.occluder_alpha,
-        occluder_count=recipe.occluder_count,
-        occluder_seed=recipe.occluder_seed,
         triplet_mining=recipe.teacher_triplet,
         neck=recipe.teacher_logit_neck,
         pretrained=recipe.teacher_pretrained,
+        weights=recipe.teacher_start,
         learning_rate=recipe.teacher_learning_rate,
         epochs=recipe.teacher_epochs,
         seed=recipe.teacher_seed,
-        skip_unreadable=recipe.skip_unreadable,
     )
 
 
@@ -140,7 +147,12 @@ def teacher_folder(recipe: "Recipe", place: Place, progress: Progress = silent) 
     """Where the trained teacher is or will be; empty when there is none, or its weights are given."""
     if not recipe.npkd or recipe.teacher_weights:
         return ""
-    return str(embedding.teacher_folder(teacher_training(recipe), place, progress))
+    training, more = teacher_training(recipe), {}
+    if training.noda and training.occluders == "folder":
+        found = occlusion.from_folder(training.occluder_folder, training.occluder_alpha)
+        more["occluders_fingerprint"] = found.fingerprint
+    # Benchmarks that train on the same images, as the cross-domain ones do, share their teacher.
+    return str(embedding.teacher_folder(training, place, progress, ("dataset", "occluder_folder"), **more))
 
 
 @dataclass
@@ -165,7 +177,7 @@ def prepare(recipe: "Recipe", place: Place, progress: Progress = silent) -> dict
         facts |= {"occluders": str(prepared.occluders), "occluders_fingerprint": prepared.occluders.fingerprint}
     if prepared.teacher is not None:
         facts |= {
-            "teacher": published.network(recipe.teacher, recipe.student_size),
+            "teacher": networks(recipe)[1],
             "teacher_fingerprint": prepared.teacher_fingerprint,
             "teacher_view": recipe.teacher_view,
         }
@@ -195,12 +207,13 @@ def experiment(
         recipe.pos_resize,
     )  # fmt: skip
     task = task_of(recipe, student, prepared.teacher).to(device)
+    # Equal weights on all ranks, but not equal paths dropped.
+    torch.manual_seed(int(np.random.SeedSequence((recipe.seed, rank, 4)).generate_state(1)[0]))
     load = _loader(recipe, prepared, student.num_tokens, rank, world)
-    decodes = isinstance(prepared.frames["train"], Frames)
     images = recipe.identities_per_batch * recipe.images_per_identity
 
     def batches(epoch: int) -> Iterator[Batch]:
-        return fetch(load, _requests(recipe, train, epoch, rank, world), recipe.loader_workers if decodes else 0)
+        return fetch(load, _requests(recipe, train, epoch, rank, world), recipe.loader_workers)
 
     return Experiment(
         task=task,
@@ -208,7 +221,7 @@ def experiment(
         epochs=recipe.epochs,
         learning_rate=partial(learning_rate, recipe),
         batches=batches,
-        evaluate=lambda task: _scores(prepared, task.student, device, "val"),
+        evaluate=lambda task: _scores(recipe, prepared, task.student, device, "val"),
         precision=embedding.networks_precision(recipe, device),
         compile=recipe.compile,
         clip_norm=recipe.clip_norm,
@@ -241,14 +254,25 @@ def augmentations(recipe: "Recipe") -> tuple[PersonAugmentation, ...]:
 def evaluate_student(student: PrunedViT, recipe: "Recipe", place: Place) -> dict[str, float]:
     """Metrics of a stored network, recomputed from images."""
     device = embedding.default_device()
-    return _scores(_open(replace(recipe, npkd=False, noda=False), place), student.to(device), device, "val")
+    return _scores(recipe, _open(for_evaluation(recipe), place), student.to(device), device, "val")
+
+
+def for_evaluation(recipe: "Recipe") -> "Recipe":
+    """Neither teacher nor occluders nor cameras of the training set are needed to score a student."""
+    return replace(recipe, npkd=False, noda=False, triplet_mining="plain")
+
+
+def networks(recipe: "Recipe") -> tuple[str, str]:
+    """Student and teacher as published tables name them."""
+    taught = published.network(recipe.teacher, recipe.student_size) if recipe.npkd else "none"
+    return published.network(recipe.student, recipe.student_size), taught
 
 
 def pictures(student: PrunedViT, recipe: "Recipe", place: Place) -> dict[str, Panel | Sheet | Points]:
     """Retrieval panel, dropped tokens (figure 6), map of a few identities (figure 4), and the training views."""
     prepared, device = _open(recipe, place), embedding.default_device()
     student = student.to(device)
-    gallery_GD = _embed(prepared, student, "gallery", device)
+    gallery_GD = _embed(recipe, prepared, student, "gallery", device)
 
     @torch.no_grad()
     def embed_queries(chosen: np.ndarray) -> Tensor:
@@ -464,12 +488,15 @@ def _optimizer(recipe: "Recipe", task: Task) -> Optimizer:
     return SGD(options, lr=recipe.learning_rate, momentum=recipe.momentum)
 
 
-def _embed(prepared: Prepared, network: PrunedViT, side: str, device: torch.device) -> Tensor:
-    return embedding.embed(network, prepared.frames[side], len(getattr(prepared.data, side)), device)
+def _embed(recipe: "Recipe", prepared: Prepared, network: PrunedViT, side: str, device: torch.device) -> Tensor:
+    count = len(getattr(prepared.data, side))
+    return embedding.embed(network, prepared.frames[side], count, device, workers=recipe.loader_workers)
 
 
-def _scores(prepared: Prepared, network: PrunedViT, device: torch.device, name: str) -> dict[str, float]:
+def _scores(
+    recipe: "Recipe", prepared: Prepared, network: PrunedViT, device: torch.device, name: str
+) -> dict[str, float]:
     """The network on both sides, tokens really removed."""
-    query_QD = _embed(prepared, network, "query", device)
-    gallery_GD = query_QD if prepared.data.leave_one_out else _embed(prepared, network, "gallery", device)
+    query_QD = _embed(recipe, prepared, network, "query", device)
+    gallery_GD = query_QD if prepared.data.leave_one_out else _embed(recipe, prepared, network, "gallery", device)
     return embedding.score(prepared.data, query_QD, gallery_GD).log(name)

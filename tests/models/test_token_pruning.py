@@ -203,7 +203,7 @@ def test_removal_equals_masks(ratio, order):
 def test_without_pruning_it_is_the_network_of_timm():
     net, x = network(pruning=False), images()
     with torch.no_grad():
-        assert torch.equal(net(x).double(), net.backbone.forward_features(x)[:, 0].float().double())
+        assert torch.equal(net(x), net.backbone.forward_features(x)[:, 0])
         whole = network(keep_ratio=1.0)
         whole.backbone.load_state_dict(net.backbone.state_dict())
         torch.testing.assert_close(whole.gathered(x)[0], net.backbone.forward_features(x)[:, 0], rtol=0, atol=1e-13)
@@ -229,7 +229,9 @@ def test_training_masks_shrink_and_decide_by_the_noise():
 def test_every_loss_reaches_the_predictors():
     net = network().train()
     out = net.trained(images(), noise())
-    torch.nn.functional.cross_entropy(net.classifier(out.neck_BD), torch.tensor([0, 1, 2])).backward()
+    torch.nn.functional.cross_entropy(
+        net.classifier(net.after_neck(out.feature_BD)), torch.tensor([0, 1, 2])
+    ).backward()
     for predictor in net.predictors:
         assert predictor.output[4].weight.grad.abs().sum() > 0
     assert net.neck.bias.grad is None and net.neck.weight.grad is not None
@@ -240,7 +242,7 @@ def test_every_parameter_that_trains_gets_a_gradient():
                     {"neck": False}, {"predictor": "mlp"}, {"reweight": "off"}):  # fmt: skip
         net = network(**changes).train()
         out = net.trained(images(), noise())
-        (net.classifier(out.neck_BD).square().sum() + out.feature_BD.square().sum()).backward()
+        (net.classifier(net.after_neck(out.feature_BD)).square().sum() + out.feature_BD.square().sum()).backward()
         lacking = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
         assert lacking == [], changes
 
@@ -310,7 +312,7 @@ def test_threshold_inference_keeps_another_number_for_every_image():
         log_pi = net.predictors[0](net.backbone.blocks[0](net._tokens(x))[:, 1:])
         net.predictors[0].output[4].bias[0] += (log_pi[..., 1] - log_pi[..., 0]).median()  # half are above
         feature, masks = net.masked(x)
-        torch.testing.assert_close(net(x), feature.float())
+        torch.testing.assert_close(net(x), feature)
         assert len(set(masks.sum(2).flatten().tolist())) > 1
         log_pi = net.predictors[0](net.backbone.blocks[0](net._tokens(x))[:, 1:])
         assert torch.equal(masks[:, 0], (log_pi[:, :, 1] > log_pi[:, :, 0]).double())
@@ -378,6 +380,8 @@ def test_deit_small_costs_what_the_table_says_and_has_its_lengths(ratio):
         ({"backbone": "vit_tinny_patch16_224"}, "did you mean"),
         ({"softmax_guard": -1.0}, "softmax_guard"),
         ({"heads": 3}, "divisible"),
+        ({"backbone": "vit_small_patch16_18x2_224"}, "no plain vision transformer"),
+        ({"backbone": "deit3_small_patch16_224"}, "no plain vision transformer"),
     ],
 )
 def test_wrong_configurations_are_named(changes, words):
@@ -407,6 +411,15 @@ def test_distilled_weights_fit_the_plain_network(tmp_path):
         torch.testing.assert_close(net.backbone.pos_embed[:, 1:], expected.flatten(2).transpose(1, 2))
 
 
+def test_a_file_says_how_its_network_is_built():
+    plain, pruned = network(pruning=False).architecture, network(predictor="mlp", rounding="ceil").architecture
+    assert len(plain) == 2 and "predictors" not in " ".join(plain)
+    assert "the 23, 16, 11 image tokens" in pruned[2] and "averaged" not in pruned[1]
+    other = network(inference="threshold", reweight="pool", reweight_at_inference=True, embed_after_neck=True)
+    assert "above 1/2" in other.architecture[2] and "pool" in other.architecture[3]
+    assert other.architecture[-1].endswith("then the batch norm neck")
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path):
     distilled_weights(tmp_path / "deit.pth")
     with pytest.raises(ValueError, match="do not fit"):
@@ -416,5 +429,9 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"no weights")
     with pytest.raises(ValueError, match="cannot be read"):
         PrunedViT(TINY, weights=str(tmp_path / "broken.pth"))
+    torch.save({**timm.create_model("vit_tiny_patch16_224", img_size=(64, 32), patch_size=8, embed_dim=32, num_heads=2,
+                                    depth=6, num_classes=0).state_dict()}, tmp_path / "oblong.pth")  # fmt: skip
+    with pytest.raises(ValueError, match="32 positions are no square"):
+        PrunedViT(TINY, weights=str(tmp_path / "oblong.pth"))
     with pytest.raises(ValueError, match="no pretrained weights for another patch_size"):
         PrunedViT(TINY, pretrained=True)

@@ -30,8 +30,8 @@ def first_steps(rank: int, world: int, file: str, jobs: dict[str, tuple[str, dic
         task = experiment.task.double()
         task.train()
         for module in task.modules():
-            if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-                module.eval()  # its statistics are per worker; everything else must be exact
+            if method != "sureid" and isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+                module.eval()  # its statistics are per worker (not SUReID's); everything else must be exact
         step = DistributedDataParallel(task) if world > 1 else task
         in_double(task)
         losses = step(to_device(next(iter(experiment.batches(1))), CPU))

@@ -69,6 +69,20 @@ def test_a_folder_of_pictures(tmp_path):
         occlusion.from_folder(tmp_path)
 
 
+def test_photographs_are_turned_upright_and_shrunk(tmp_path):
+    picture = Image.new("RGB", (3000, 1000), "red")
+    tag = picture.getexif()
+    tag[0x0112] = 6  # the camera was held on its side
+    picture.save(tmp_path / "pole.jpg", exif=tag)
+    (patch,) = occlusion.from_folder(tmp_path).patches
+    assert patch.shape == (4, 512, 171) and is_vertical(*patch.shape[1:])
+
+
+def test_sets_of_another_stream_share_no_patch():
+    first, other = (occlusion.procedural(30, 0, stream).patches for stream in (9, 11))
+    assert not {p.numpy().tobytes() for p in first} & {p.numpy().tobytes() for p in other}
+
+
 def test_empty_and_missing_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no image"):
         occlusion.from_folder(tmp_path)

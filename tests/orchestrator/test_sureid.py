@@ -10,9 +10,9 @@ import torch
 from losses.sureid import feature_term
 from losses.triplet import batch_hard_triplet, camera_triplet
 from models.token_pruning import PrunedViT, gumbel_noise
-from orchestrator import checkpoint, export, figures, find
+from orchestrator import checkpoint, export, figures, find, on_ray, published, report
 from orchestrator.fit import fit, to_device, training_state
-from orchestrator.method import Losses, Place, changed
+from orchestrator.method import Losses, Place, changed, recipe_dict
 from orchestrator.methods import embedding, sureid_training
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_the_terms_are_those_of_both_views_together(recipe, place):
     images, label = torch.cat(views), batch["label"].repeat(2)
     out = student.trained(images, gumbel_noise(batch["uniform"]))
     taught = task.teacher.trained(images).feature_BD
-    own, other = student.classifier(out.neck_BD), task.teacher.classifier(taught)
+    own, other = student.classifier(student.after_neck(out.feature_BD)), task.teacher.classifier(taught)
     expected = {
         "identity": torch.nn.functional.cross_entropy(own, label),
         "triplet": batch_hard_triplet(out.feature_BD, label, None),
@@ -92,7 +92,7 @@ def test_the_terms_are_those_of_both_views_together(recipe, place):
         ({"noda": False, "views_without_noda": 2}, {"identity", "triplet", "ratio", "feature", "logit"}, 2),
         ({"logit_weight": 0.0}, {"identity", "triplet", "ratio", "feature"}, 2),
         ({"beta": 0.0}, {"ratio", "feature", "logit"}, 2),
-        ({"alpha": 0.0}, {"identity", "triplet"}, 2),
+        ({"alpha": 0.0, "npkd": False}, {"identity", "triplet"}, 2),
         ({"beta": 0.0, "logit_weight": 0.0, "ratio_weight": 0.0}, {"feature"}, 2),
         ({"align": "st_linear"}, {"identity", "triplet", "ratio", "feature", "logit"}, 2),
         ({"teacher_view": "clean"}, {"identity", "triplet", "ratio", "feature", "logit"}, 2),
@@ -245,12 +245,72 @@ def test_a_teacher_with_other_classes_is_refused(recipe, place, tmp_path):
 
 
 def test_the_teacher_s_recipe_depends_on_no_field_of_the_student(recipe):
-    one, other = recipe(), recipe(keep_ratio=0.5, learning_rate=0.5, drop_path=0.2, epochs=9, student_width=64)
-    assert sureid_training.teacher_training(one) == sureid_training.teacher_training(other)
-    trained = sureid_training.teacher_training(find.recipe("sureid", "occluded_duke"))
+    teacher = sureid_training.teacher_training
+    one = recipe()
+    assert teacher(one) == teacher(recipe(keep_ratio=0.5, learning_rate=0.5, drop_path=0.2, epochs=9, student_width=64))
+    assert teacher(one) == teacher(recipe(occluder_seed=5)) != teacher(recipe(teacher_noda=True))
+    assert teacher(recipe(loader_workers=3, precision="float32")).precision == "float32"
+    trained = teacher(find.recipe("sureid", "occluded_duke"))
     assert (trained.student, trained.epochs, trained.triplet_mining, trained.neck) == (
         "vit_base_patch16_224.orig_in21k_ft_in1k", 120, "camera", "none")  # fmt: skip
     assert not (trained.hts or trained.npkd or trained.noda) and METHOD.teacher(trained, None) is None
+
+
+def test_benchmarks_of_the_same_images_share_a_teacher_and_other_occluders_make_another(recipe, place, tiny_root):
+    def folder(**changes):
+        return embedding.teacher_folder(
+            sureid_training.teacher_training(recipe(**changes)), place, without=("dataset",)
+        )
+
+    name = METHOD.teacher_folder(recipe(teacher_weights=""), place, lambda *step: None)
+    assert name == str(folder()) != str(folder(teacher_seed=1))
+    seen = set()
+    for identity in ("0000", "0001"):  # the same settings, other pictures in the folder
+        pictures = str(tiny_root / "train" / identity)
+        settings = recipe(teacher_weights="", teacher_noda=True, occluders="folder", occluder_folder=pictures)
+        seen.add(METHOD.teacher_folder(settings, place, lambda *step: None))
+    assert len(seen) == 2
+
+
+def test_batches_are_the_same_from_worker_processes(recipe, place):
+    batches = []
+    for workers in (0, 2):
+        settings = recipe(loader_workers=workers)
+        METHOD.prepare(settings, place)
+        batches.append(list(METHOD.experiment(settings, place, 0, 1, CPU).batches(1)))
+    assert len(batches[0]) == len(batches[1]) > 1
+    for one, two in zip(*batches, strict=True):
+        assert one["names"] == two["names"]
+        torch.testing.assert_close(one["overlays"], two["overlays"], rtol=0, atol=0)
+        assert torch.equal(one["uniform"], two["uniform"])
+
+
+def test_a_record_is_scored_without_its_teacher_and_occluders(recipe, place, tmp_path):
+    settings = recipe(occluders="folder", occluder_folder=str(tmp_path / "gone"))
+    student = METHOD.experiment(recipe(), place, 0, 1, CPU).task.student
+    assert METHOD.evaluate(student, settings, place)["val/map"] > 0
+    assert "teacher_metrics" not in METHOD.prepare(METHOD.for_evaluation(settings), place)
+
+
+# --- Published numbers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", ["components", "keep_ratio", "alignment", "noda"])
+def test_ours_stands_beside_the_row_of_the_same_networks(table):
+    """Every row of our sweep that the paper has finds the printed one, with its student and its teacher."""
+    name = f"sureid_{table}"
+    space, recipe = find.space(name), find.recipe("sureid", "occluded_duke")
+    plan = on_ray.Plan(
+        folder="", space=name, title="", benchmark="occluded_duke", recipes={"sureid": recipe_dict(recipe)}, place={},
+        tracking_uri="", trials=1, space_data=on_ray.space_data(space), facts={"prepared": {}},
+    )  # fmt: skip
+    done = [on_ray.TrialRecord(n, "completed", {"cell": cell, "seed": 0}, 1, 0.5, {"val/map": 0.5, "val/rank1": 0.6}, "")
+            for n, cell in enumerate(space.cells)]  # fmt: skip
+    rows = published.beside(name, "occluded_duke")
+    found = {p.row: report._ours(plan, space, done, p) for p in rows if p.student != "its own network"}
+    assert set(found.values()) == {"50.00 / 60.00"} and set(found) - {"SUReID"} <= set(space.cells)
+    (others,) = {report._ours(plan, space, done, p) for p in rows if p.student == "its own network"} or {"not run"}
+    assert others == "not run"
 
 
 # --- Wrong input ------------------------------------------------------------------------------------------------------
@@ -267,6 +327,8 @@ def test_the_teacher_s_recipe_depends_on_no_field_of_the_student(recipe):
         ({"student": "resnet18"}, "no plain vision transformer"),
         ({"student": "vit_tinny_patch16_224"}, "did you mean vit_tiny"),
         ({"beta": 0.0, "npkd": False}, "nothing to train on"),
+        ({"alpha": 0.0}, "set npkd to false as well"),
+        ({"dataset": "sop"}, "no benchmark of sureid has the data set 'sop'"),
         ({"occluders": "folder"}, "needs occluder_folder"),
         ({"evaluate_neck": "after", "neck": "none"}, "evaluate_neck=after needs"),
         ({"views_without_noda": 3}, "at most 2"),
@@ -309,7 +371,7 @@ def test_a_label_outside_the_classes(recipe, place):
         task(to_device(batch, CPU))
 
 
-def test_a_state_of_other_stages_or_depth_is_refused(recipe, place):
+def test_a_state_of_another_network_is_refused(recipe, place):
     settings = recipe(epochs=1)
     METHOD.prepare(settings, place)
     state = training_state(METHOD.experiment(settings, place, 0, 1, CPU), [], CPU)
