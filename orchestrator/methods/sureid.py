@@ -13,8 +13,8 @@ field: the default is our reading, the comment says so, and the alternatives are
 field: α, β = 2, 1 of the two small sets are read in that order; the features are interpolated linearly with
 align_corners off; the logit term has the factor T²; occluders are jittered by ±0.5 and keep at least 0.6 of each side;
 random patches and erasing have the areas and ratios of the public code; the warm-up starts at 0.01 of the rate and the
-cosine ends at 0.002. Left out: camera embeddings, the jigsaw branch and overlapping patches of TransReID, and the frozen
-first epochs of DynamicViT's backbone.
+cosine ends at 0.002. Left out: camera embeddings, the jigsaw branch and overlapping patches of TransReID, and the
+frozen first epochs of DynamicViT's backbone.
 """
 
 from dataclasses import dataclass

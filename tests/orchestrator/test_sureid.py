@@ -258,17 +258,16 @@ def test_the_teacher_s_recipe_depends_on_no_field_of_the_student(recipe):
 
 def test_benchmarks_of_the_same_images_share_a_teacher_and_other_occluders_make_another(recipe, place, tiny_root):
     def folder(**changes):
-        return embedding.teacher_folder(
-            sureid_training.teacher_training(recipe(**changes)), place, without=("dataset",)
-        )
+        return METHOD.teacher_folder(recipe(teacher_weights="", **changes), place, lambda *step: None)
 
-    name = METHOD.teacher_folder(recipe(teacher_weights=""), place, lambda *step: None)
-    assert name == str(folder()) != str(folder(teacher_seed=1))
+    assert folder() == folder(occluder_seed=3, keep_ratio=0.5) != folder(teacher_seed=1)
+    crossing = [find.recipe("sureid", name) for name in ("occluded_reid", "partial_reid")]
+    trainings = {dataclasses.replace(sureid_training.teacher_training(r), dataset="one") for r in crossing}
+    assert len(trainings) == 1  # the name of the data set is left out of the folder's name
     seen = set()
     for identity in ("0000", "0001"):  # the same settings, other pictures in the folder
         pictures = str(tiny_root / "train" / identity)
-        settings = recipe(teacher_weights="", teacher_noda=True, occluders="folder", occluder_folder=pictures)
-        seen.add(METHOD.teacher_folder(settings, place, lambda *step: None))
+        seen.add(folder(teacher_noda=True, occluders="folder", occluder_folder=pictures))
     assert len(seen) == 2
 
 
@@ -304,8 +303,11 @@ def test_ours_stands_beside_the_row_of_the_same_networks(table):
         folder="", space=name, title="", benchmark="occluded_duke", recipes={"sureid": recipe_dict(recipe)}, place={},
         tracking_uri="", trials=1, space_data=on_ray.space_data(space), facts={"prepared": {}},
     )  # fmt: skip
-    done = [on_ray.TrialRecord(n, "completed", {"cell": cell, "seed": 0}, 1, 0.5, {"val/map": 0.5, "val/rank1": 0.6}, "")
-            for n, cell in enumerate(space.cells)]  # fmt: skip
+    scores = {"val/map": 0.5, "val/rank1": 0.6}
+    done = [
+        on_ray.TrialRecord(n, "completed", {"cell": cell, "seed": 0}, 1, 0.5, scores, "")
+        for n, cell in enumerate(space.cells)
+    ]
     rows = published.beside(name, "occluded_duke")
     found = {p.row: report._ours(plan, space, done, p) for p in rows if p.student != "its own network"}
     assert set(found.values()) == {"50.00 / 60.00"} and set(found) - {"SUReID"} <= set(space.cells)
