@@ -19,7 +19,7 @@ class Published:
     map: float | None = None
     rank1: float | None = None
     rank3: float | None = None
-    images_per_s: float | None = None  # of the query network, on the source's own device
+    images_per_s: float | None = None  # of the query network, on the source's device
     beta: float | None = None
     gamma: float | None = None
     note: str = ""  # inconsistencies of the source
@@ -29,6 +29,7 @@ _D3STILL = "D3still, CVPR 2024"
 _NETS = {"student": "ResNet18@64", "teacher": "ResNet101@256"}
 BOTH_SIDES = "the same network on both sides"
 TEACHER = "teacher on both sides"  # the row of the gallery network
+NO_TEACHER, OWN_NETWORK = "none", "its own network"
 ALONE = "student alone"  # the row of the query network without distillation
 
 _PRINTED = {
@@ -347,12 +348,12 @@ REPOSITORY_TEACHERS = [
     *_teachers("msmt17_repo_ibn", **{"ResNet101-IBN@320×160": (65.15, 85.46)}),
 ]
 
-# --- SUReID. No seeds, no spread, and no score of the teacher are given.
+# --- SUReID. No seeds, no spread, and no score of the teacher are given. Its device is one RTX 2080 Ti, batch 32.
 
 _SUREID = "SUReID, arXiv 2401.07469"
 _DEIT = {"student": "DeiT-S@256×128", "teacher": "ViT-B@256×128"}
 _VIT = {"student": "ViT-B@256×128", "teacher": "ViT-B@256×128"}
-_OTHERS = {"student": "its own network", "teacher": "none"}
+_OTHERS = {"student": OWN_NETWORK, "teacher": NO_TEACHER}
 _TALL = ("PGFA", "PVPM")  # of table I
 
 
@@ -370,15 +371,11 @@ def _sureid(table: str, benchmarks: tuple[str, ...], names: tuple[str, ...], row
             own = dict(zip(names, values[at * len(names) : (at + 1) * len(names)], strict=True))
             if any(v is not None for v in own.values()):
                 networks = (_VIT if "reid" in benchmark else _DEIT) if row == "SUReID" else _OTHERS
-                speed = own.get("images_per_s")
-                notes = ["sliding window"] * row.endswith("*") + ["384×128 pixels"] * (
-                    speed is not None and row in _TALL
-                )
-                notes += [f"{speed:.0f} images/s, RTX 2080 Ti, batch 32"] if speed else []
+                note = "384×128 pixels" if "images_per_s" in own and row in _TALL else ""
                 found.append(
-                    Published(source=f"{_SUREID}, table {table}", benchmark=benchmark, row=row,
-                              losses=_WHOLE if row == "SUReID" else "all of its own",
-                              note="; ".join(notes), **networks, **own)
+                    Published(source=f"{_SUREID}, table {table}", benchmark=benchmark, note=note,
+                              row=f"{row[:-1]}, sliding window" if row.endswith("*") else row,
+                              losses=_WHOLE if row == "SUReID" else "all of its own", **networks, **own)
                 )  # fmt: skip
     return found
 
@@ -391,12 +388,11 @@ def _ablation_of_sureid(table: str, rows: str, note: str = "") -> list[Published
         rank1, precision, *speed = (float(v) for v in numbers.split())
         networks = {**(_VIT if row.startswith("ViT") else _DEIT)}
         taught = row not in ("none", "HTS", "ViT", "ViT + NODA")
-        networks |= {} if taught else {"teacher": "none"}
-        notes = [note] * bool(note) + [f"{s:.0f} images/s, RTX 2080 Ti, batch 32" for s in speed]
+        networks |= {} if taught else {"teacher": NO_TEACHER}
         found.append(
             Published(source=f"{_SUREID}, table {table}", benchmark="occluded_duke", row=row, map=precision,
                       losses=_WHOLE if taught else _ALONE, rank1=rank1, images_per_s=speed[0] if speed else None,
-                      note="; ".join(notes), **networks)
+                      note=note, **networks)
         )  # fmt: skip
     return found
 

@@ -114,7 +114,7 @@ def _summary(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> str:
     counts = {s: sum(r.status == s for r in records) for s in ("completed", "pruned", "failed", "running")}
     text = ", ".join(f"{n} {'stopped early' if s == 'pruned' else s}" for s, n in counts.items() if n)
     facts = _facts(plan)
-    teacher = facts.get("teacher_metrics", {})
+    teacher = next((f["teacher_metrics"] for f in plan.facts["prepared"].values() if "teacher_metrics" in f), {})
     gallery = f" The teacher on both sides reaches mAP {100 * teacher['teacher/map']:.2f}." if teacher else ""
     return (
         f"{len(records)} of {plan.trials} trials ({text}). Best: {named}, {space.metric} {100 * value:.2f}.{gallery} "
@@ -214,14 +214,23 @@ def _cells(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[Sect
 
 
 def _costs_of_rows(plan: Plan, rows: dict[str, list[TrialRecord]]) -> dict[str, tuple[float, float]]:
-    """GMACs and images/s (median over seeds) of every row's student; nothing where all cost the same."""
-    found = {}
-    for name, runs in rows.items():
-        metrics = [tracking.client(plan.tracking_uri).get_run(r.run_id).data.metrics for r in runs]
-        speeds = [m["cost/cpu_images_per_s"] for m in metrics if "cost/cpu_images_per_s" in m]
-        if speeds:
-            found[name] = metrics[0]["cost/macs"] / 1e9, statistics.median(speeds)
-    return found if len({macs for macs, _ in found.values()}) > 1 else {}
+    """GMACs and images/s of every row's student; nothing where all cost the same.
+
+    Images/s is the median over all runs of equal GMACs: one run's depends on what ran beside it.
+    """
+    metrics = {
+        name: [tracking.client(plan.tracking_uri).get_run(r.run_id).data.metrics for r in runs]
+        for name, runs in rows.items()
+    }
+    speeds: dict[float, list[float]] = {}
+    for m in (m for runs in metrics.values() for m in runs if "cost/macs" in m):
+        speeds.setdefault(m["cost/macs"], []).append(m["cost/cpu_images_per_s"])
+    found = {
+        name: (runs[0]["cost/macs"] / 1e9, statistics.median(speeds[runs[0]["cost/macs"]]))
+        for name, runs in metrics.items()
+        if runs and "cost/macs" in runs[0]
+    }
+    return found if len(speeds) > 1 else {}
 
 
 def _accuracy_and_cost(
@@ -229,12 +238,12 @@ def _accuracy_and_cost(
 ) -> Section:
     """The compromise between accuracy and computation, ours and, beside it, the published one."""
     ours = [(costs[n][1], 100 * statistics.mean(r.value for r in runs), n) for n, runs in rows.items() if n in costs]
-    printed = [(p.images_per_s, p.map, p.row) for p in published.beside(plan.space, plan.benchmark)
-               if p.images_per_s and p.map and p.student != "its own network"]  # fmt: skip
-    drawn = figures.compromise(ours, printed)
+    printed = {(p.images_per_s, p.map, p.row) for p in published.beside(plan.space, plan.benchmark)
+               if p.images_per_s and p.map and p.student != published.OWN_NETWORK}  # fmt: skip
+    drawn = figures.compromise(ours, sorted(printed))
     text = (
-        "Images/s of the query network, batch 32, measured at the end of each trial beside whatever else ran then; "
-        "tests/benchmarks/bench_token_pruning.py measures them alone."
+        "Images/s of the query network, batch 32, measured at the end of each trial beside whatever else ran then, "
+        "median of all runs of equal GMACs; tests/benchmarks/bench_token_pruning.py measures them alone."
     )
     return Section(
         "Accuracy and throughput", text, pictures=[_png("throughput.png", "mAP over images per second", drawn)]
@@ -247,10 +256,12 @@ def _published(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[
     for p in published.beside(plan.space, plan.benchmark):
         # Rows of one network on both sides are one table whatever the network.
         networks = p.teacher if p.teacher == published.BOTH_SIDES else f"{p.teacher} → {p.student}"
+        networks = f"{p.student}, no teacher" if p.teacher == published.NO_TEACHER else networks
         groups.setdefault((networks, p.losses), []).append(p)
     tables = []
     for (networks, losses), found in groups.items():
         benchmarks = list(dict.fromkeys(p.benchmark for p in found))
+        timed = any(p.images_per_s for p in found)
         body = []
         for row, student in dict.fromkeys((p.row, p.student) for p in found):
             printed = {p.benchmark: p for p in found if (p.row, p.student) == (row, student)}
@@ -260,10 +271,13 @@ def _published(plan: Plan, space: SearchSpace, done: list[TrialRecord]) -> list[
                 noted.setdefault(p.note, []).append(b)
             notes = "; ".join(f"{', '.join(of)}: {note}" for note, of in noted.items() if note)
             mine = _ours(plan, space, done, printed[plan.benchmark]) if plan.benchmark in printed else "not run"
-            body.append([row if "→" in networks else f"{row}, {student}", *cells, mine, notes])
+            speeds = [f"{p.images_per_s:.0f}" for p in printed.values() if p.images_per_s]
+            name = f"{row}, {student}" if networks == published.BOTH_SIDES else row
+            body.append([name, *cells, *([speeds[0] if speeds else ""] if timed else []), mine, notes])
         caption = f"published: {'; '.join(dict.fromkeys(p.source for p in found))}; {networks}; {losses}; single runs"
-        head = ["row", *(f"{b}, {' / '.join(_scores_of(found, b))}" for b in benchmarks), "ours", "note"]
-        tables.append(TableOf(head, body, set(range(1, len(benchmarks) + 2)), caption, published=True))
+        scores = [f"{b}, {' / '.join(_scores_of(found, b))}" for b in benchmarks]
+        head = ["row", *scores, *(["images/s, their GPU"] if timed else []), "ours", "note"]
+        tables.append(TableOf(head, body, set(range(1, len(head) - 1)), caption, published=True))
     settings = _changed_fields(plan)
     text = "“ours” is of the same benchmark and networks. " + (
         f"They differ from the benchmark's recipes in {', '.join(settings)}." if settings else ""

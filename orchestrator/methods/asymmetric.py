@@ -331,8 +331,8 @@ def prepare(
         query_QD = embedding.embed(prepared.teacher.to(device), source, len(prepared.data.query), device)
     facts["teacher_metrics"] = embedding.score(prepared.data, query_QD, gallery_GD).log("teacher")
     random_QD = torch.randn(query_QD.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    facts["chance_metrics"] = embedding.score(prepared.data, random_QD, gallery_GD).log("chance")
-    return facts
+    chance = embedding.score(prepared.data, random_QD, gallery_GD)
+    return facts | {"chance_metrics": chance.log("chance"), "valid_queries": chance.valid_queries}
 
 
 def experiment(

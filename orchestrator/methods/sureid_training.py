@@ -190,8 +190,8 @@ def prepare(recipe: "Recipe", place: Place, progress: Progress = silent) -> dict
     sides = [torch.randn(len(s), 128, generator=generator) for s in (data.query, data.gallery)]
     if data.leave_one_out:
         sides[1] = sides[0]
-    facts["chance_metrics"] = embedding.score(data, *(s.to(device) for s in sides)).log("chance")
-    return facts
+    chance = embedding.score(data, *(s.to(device) for s in sides))
+    return facts | {"chance_metrics": chance.log("chance"), "valid_queries": chance.valid_queries}
 
 
 def experiment(
@@ -264,7 +264,7 @@ def for_evaluation(recipe: "Recipe") -> "Recipe":
 
 def networks(recipe: "Recipe") -> tuple[str, str]:
     """Student and teacher as published tables name them."""
-    taught = published.network(recipe.teacher, recipe.student_size) if recipe.npkd else "none"
+    taught = published.network(recipe.teacher, recipe.student_size) if recipe.npkd else published.NO_TEACHER
     return published.network(recipe.student, recipe.student_size), taught
 
 

@@ -309,9 +309,9 @@ def test_ours_stands_beside_the_row_of_the_same_networks(table):
         for n, cell in enumerate(space.cells)
     ]
     rows = published.beside(name, "occluded_duke")
-    found = {p.row: report._ours(plan, space, done, p) for p in rows if p.student != "its own network"}
+    found = {p.row: report._ours(plan, space, done, p) for p in rows if p.student != published.OWN_NETWORK}
     assert set(found.values()) == {"50.00 / 60.00"} and set(found) - {"SUReID"} <= set(space.cells)
-    (others,) = {report._ours(plan, space, done, p) for p in rows if p.student == "its own network"} or {"not run"}
+    (others,) = {report._ours(plan, space, done, p) for p in rows if p.student == published.OWN_NETWORK} or {"not run"}
     assert others == "not run"
 
 
