@@ -3,6 +3,7 @@
 All numbers are percent, of single runs without spread. ``benchmark`` is the recipe that has the row's setting.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 
@@ -52,6 +53,13 @@ def network(name: str, size: tuple[int, int]) -> str:
     """
     height, width = size
     return f"{_PRINTED.get(name, name)}@{height}" + (f"×{width}" if width != height else "")
+
+
+def _rows(table: str) -> Iterator[tuple[str, list[float | None]]]:
+    """Lines "name: number …" as name and numbers; "-" is a number that is not given."""
+    for line in table.strip().splitlines():
+        row, numbers = line.strip().rsplit(":", 1)
+        yield row, [None if v == "-" else float(v) for v in numbers.split()]
 
 
 # --- D3still, the paper. Its text and its table 4 disagree in places; the table is what is stored:
@@ -121,9 +129,7 @@ _NOTES_4 = {
 def _block(block: str, student: str, teacher: str, rows: str) -> list[Published]:
     """Rows "method: mAP R1 mAP R1 mAP R1" of In-Shop, SOP and MSMT17."""
     found = []
-    for line in rows.strip().splitlines():
-        row, numbers = line.strip().rsplit(":", 1)
-        values = [float(v) for v in numbers.split()]
+    for row, values in _rows(rows):
         for at, benchmark in enumerate(("inshop", "sop", "msmt17")):
             note = _NOTES_4.get((block, row, benchmark), _NOTES_4.get((row,), ""))
             found.append(
@@ -216,9 +222,7 @@ _NOTES_CODE = {
 def _code(benchmark: str, networks: str, query: str, rows: str) -> list[Published]:
     """Rows "method: mAP R1 …" of the four pairs of networks."""
     found = []
-    for line in rows.strip().splitlines():
-        row, numbers = line.strip().split(":")
-        values = [float(v) for v in numbers.split()]
+    for row, values in _rows(rows):
         for at, (suffix, student, teacher) in enumerate(_NETWORKS[networks]):
             notes = [_NOTES_CODE[row]] if row in _NOTES_CODE else []
             notes += ["the published network file has last stride 2, the notes say 1"] * (suffix == "_ibn")
@@ -364,9 +368,7 @@ _WHOLE = "identity + triplet + NPKD"
 def _sureid(table: str, benchmarks: tuple[str, ...], names: tuple[str, ...], rows: str) -> list[Published]:
     """Rows "method: number …" with the named numbers of every benchmark; "-" is not given."""
     found = []
-    for line in rows.strip().splitlines():
-        row, numbers = line.strip().rsplit(":", 1)
-        values = [None if v == "-" else float(v) for v in numbers.split()]
+    for row, values in _rows(rows):
         for at, benchmark in enumerate(benchmarks):
             own = dict(zip(names, values[at * len(names) : (at + 1) * len(names)], strict=True))
             if any(v is not None for v in own.values()):
@@ -383,9 +385,7 @@ def _sureid(table: str, benchmarks: tuple[str, ...], names: tuple[str, ...], row
 def _ablation_of_sureid(table: str, rows: str, note: str = "") -> list[Published]:
     """Rows "name: R1 mAP [images/s]" on Occluded-DukeMTMC."""
     found = []
-    for line in rows.strip().splitlines():
-        row, numbers = line.strip().rsplit(":", 1)
-        rank1, precision, *speed = (float(v) for v in numbers.split())
+    for row, (rank1, precision, *speed) in _rows(rows):
         networks = {**(_VIT if row.startswith("ViT") else _DEIT)}
         taught = row not in ("none", "HTS", "ViT", "ViT + NODA")
         networks |= {} if taught else {"teacher": NO_TEACHER}

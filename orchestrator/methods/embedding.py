@@ -101,8 +101,8 @@ class EmbeddingRecipe(TrainingRecipe):
     least_rate: Weight = 1e-7
 
 
-def check(recipe: EmbeddingRecipe, workers: int = 1) -> None:
-    """Raises ValueError for values that are allowed alone but not together."""
+def check_labelled(recipe: TrainingRecipe, workers: int) -> None:
+    """Raises ValueError unless timm knows the student and the P × K batch divides evenly among the workers."""
     check_backbone(recipe.student)
     labelled = recipe.identities_per_batch * recipe.images_per_identity
     if labelled % workers:
@@ -110,6 +110,11 @@ def check(recipe: EmbeddingRecipe, workers: int = 1) -> None:
             f"a batch of identities_per_batch × images_per_identity = {labelled} images cannot be shared evenly "
             f"by {workers} workers"
         )
+
+
+def check(recipe: EmbeddingRecipe, workers: int = 1) -> None:
+    """Raises ValueError for values that are allowed alone but not together."""
+    check_labelled(recipe, workers)
     if recipe.constant_epochs < recipe.warmup_epochs:
         raise ValueError(
             f"constant_epochs ({recipe.constant_epochs}) must not end before warmup_epochs ({recipe.warmup_epochs})"

@@ -44,13 +44,8 @@ STAGES, COLUMNS = 3, 2  # of the Gumbel noise
 
 def check(recipe: "Recipe", workers: int = 1) -> None:
     """Raises ValueError for values that are allowed alone but not together."""
-    check_backbone(recipe.student)
+    embedding.check_labelled(recipe, workers)
     labelled = recipe.identities_per_batch * recipe.images_per_identity
-    if labelled % workers:
-        raise ValueError(
-            f"a batch of identities_per_batch × images_per_identity = {labelled} images cannot be shared evenly "
-            f"by {workers} workers"
-        )
     if labelled * recipe.views < 2 * workers:
         raise ValueError(f"a batch of {labelled} images leaves {workers} workers fewer than 2 each; enlarge it")
     find.dataset(recipe.dataset)
