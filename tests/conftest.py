@@ -108,6 +108,12 @@ TINY_SUREID = {
 
 
 @pytest.fixture(scope="session")
+def tiny_sureid_settings() -> dict:
+    """Recipe settings of SUReID on the tiny data set."""
+    return dict(TINY_SUREID)
+
+
+@pytest.fixture(scope="session")
 def tiny_sureid(tmp_path_factory):
     """Makes recipes of SUReID on the tiny data set, with an untrained teacher."""
     import torch

@@ -155,6 +155,36 @@ def test_a_sweep_over_methods_and_its_report(local_ray, tiny_arguments, storage,
     assert "started:" not in resumed
 
 
+def test_a_sweep_of_token_pruning_and_its_report(
+    local_ray, tiny_sureid, tiny_sureid_settings, storage, tiny_root, monkeypatch
+):
+    """A row without teacher and one with: pictures, throughput over accuracy, the score from the record."""
+    cells = {"none": {"hts": False, "npkd": False, "noda": False}, "SUReID": {}}
+    space = SearchSpace(method="sureid", question="What does it add?", cells=cells, early_stopping=False)
+    monkeypatch.setattr(find, "space", lambda name: space)
+    values = {**tiny_sureid_settings, "teacher_weights": tiny_sureid().teacher_weights}
+    settings = [part for k, v in values.items() for part in ("--set", f"{k}={v}")]
+    arguments = ["sureid_components", "--on", "folder", "--data-root", tiny_root, *settings]
+    assert "hts is what this sweep varies" in error(sweep.main, *arguments, "--set", "hts=true")
+    assert "keep_ratio must be above 0 and at most 1, got 1.2" in error(
+        sweep.main, *arguments, "--set", "keep_ratio=1.2"
+    )
+    shown = call(sweep.main, *arguments).output
+    assert "2 completed" in shown
+    plan = command.latest_plan("sureid_components")
+    runs = {r.data.tags["orch.point.cell"]: r for r in tracking.runs_of(plan.tracking_uri, plan.tag)}
+    assert {"loss/ratio", "loss/feature", "train/kept_3", "train/gradient_norm"} <= set(runs["SUReID"].data.metrics)
+    assert "procedural, 10 patches, seed 0" in runs["SUReID"].data.tags["orch.occluders"]
+    assert runs["SUReID"].data.metrics["cost/macs"] != runs["none"].data.metrics["cost/macs"]
+    pictures = tracking.pictures(plan.tracking_uri, runs["SUReID"].info.run_id)
+    assert pictures == ["identities.png", "retrieval.png", "tokens.png", "views.png"]
+    call(report.main, "sureid_components")
+    text = (storage / "sweeps" / "sureid_components-folder-1" / "report.md").read_text()
+    for part in ("teacher on both sides", "GMACs", "Accuracy and throughput", "table IV", "57.60", "1074", "not run"):
+        assert part in text, part
+    assert "(logged" in call(evaluate.main, runs["SUReID"].info.run_id).output
+
+
 def test_single_runs_finish_or_say_why_not(local_ray, tiny_arguments, storage, tiny_root, tiny_teacher):
     arguments = ["d3still", "--on", "folder", "--data-root", tiny_root]
     shown = call(train.main, *arguments, *tiny_arguments(teacher_weights=tiny_teacher, seed=3)).output
