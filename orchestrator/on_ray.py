@@ -271,7 +271,7 @@ def _log_result(job: dict, method: Any, recipe: Any, place: Place, student: Any,
     costs = {
         "cost/macs": cost.macs(retrieval, size),
         "cost/parameters": cost.parameters(retrieval),
-        "cost/cpu_images_per_s": cost.images_per_second(retrieval, torch.zeros(32, 3, *size), seconds=0.5),
+        "cost/cpu_images_per_s": cost.images_per_second(retrieval, torch.zeros(32, 3, *size), seconds=1.0),
     }
     tracking.log_values(uri, run_id, costs)
     if method.pictures is not None:

@@ -242,8 +242,8 @@ def _accuracy_and_cost(
                if p.images_per_s and p.map and p.student != published.OWN_NETWORK}  # fmt: skip
     drawn = figures.compromise(ours, sorted(printed))
     text = (
-        "Images/s of the query network, batch 32, measured at the end of each trial beside whatever else ran then, "
-        "median of all runs of equal GMACs; tests/benchmarks/bench_token_pruning.py measures them alone."
+        "Images/s of the query network, batch 32, fastest batch of a second at the end of each trial, median of all "
+        "runs of equal GMACs; tests/benchmarks/bench_token_pruning.py measures them alone."
     )
     return Section(
         "Accuracy and throughput", text, pictures=[_png("throughput.png", "mAP over images per second", drawn)]
@@ -367,7 +367,7 @@ def _cost(plan: Plan, done: list[TrialRecord]) -> Section:
          f"{metrics.get('cost/macs', 0) / 1e9:.4f}", f"{metrics.get('cost/parameters', 0) / 1e6:.3f}",
          f"{metrics.get('cost/cpu_images_per_s', 0):.0f}"],
     ]  # fmt: skip
-    text = "MACs are what papers of this field print as FLOPs. Images/s: batch 32, beside whatever else ran then."
+    text = "MACs are what papers of this field print as FLOPs. Images/s: batch 32, the fastest of a second."
     return Section(
         "Cost of the student",
         text,
