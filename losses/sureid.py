@@ -8,6 +8,7 @@ The functions here return unweighted terms; the method file weighs them.
 # Shape legend: B = images, S = stages of pruning, N = image tokens before any pruning, C = classes,
 # D and E = widths of student and teacher.
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -76,8 +77,8 @@ def logit_term(
     0.0
     """
     check_pair(student_logits_BC, teacher_logits_BC)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
     if direction not in ("ts", "st"):
         raise ValueError(f"direction must be ts or st, got {direction!r}")
     with full_precision(student_logits_BC):
@@ -135,6 +136,8 @@ def feature_term(
         moved, fixed = (teacher_BE, student_BD) if towards_student else (student_BD, teacher_BE)
         if projection is not None:
             moved = projection(moved)
+            if moved.shape != fixed.shape:
+                raise ValueError(f"the projection must map to {fixed.shape[1]} channels, got {tuple(moved.shape)}")
         else:
             # Channels are the last axis of (B, 1, C): the single row must not be taken for them.
             moved = F.interpolate(moved[:, None], size=fixed.shape[1], mode="linear", align_corners=False)[:, 0]

@@ -74,8 +74,8 @@ def camera_triplet(embedding_BD: Tensor, identity_B: Tensor, camera_B: Tensor, m
     >>> camera_triplet(x, identity, camera, margin=2.5).item()  # every anchor: 1 - 3 + 2.5
     0.5
     """
-    if len(camera_B) != len(embedding_BD):
-        raise ValueError(f"need one camera per row, got {len(camera_B)} for {len(embedding_BD)} rows")
+    if camera_B.shape != embedding_BD.shape[:1]:
+        raise ValueError(f"need one camera per row, got {tuple(camera_B.shape)} for {len(embedding_BD)} rows")
     distance_BB, same_BB = _distances(embedding_BD, identity_B, margin)
     same_camera_BB = camera_B[:, None] == camera_B[None, :]
     itself_BB = torch.eye(len(camera_B), dtype=torch.bool, device=camera_B.device)
@@ -106,7 +106,7 @@ def _mined(embedding_BD: Tensor, identity_B: Tensor, margin: float | None, soft:
 
 def _distances(embedding_BD: Tensor, identity_B: Tensor, margin: float | None) -> tuple[Tensor, Tensor]:
     """All distances, and which pairs are of one identity; the arguments checked."""
-    if embedding_BD.ndim != 2 or len(embedding_BD) != len(identity_B):
+    if embedding_BD.ndim != 2 or identity_B.shape != embedding_BD.shape[:1] or not len(identity_B):
         raise ValueError(
             f"need a matrix (images, width) and one identity per row, "
             f"got {tuple(embedding_BD.shape)} and {tuple(identity_B.shape)}"

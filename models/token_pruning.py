@@ -15,7 +15,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import timm
 import torch
@@ -44,6 +44,8 @@ def keep_counts(num_tokens: int, keep_ratio: float, rounding: Rounding = "floor"
         raise ValueError(f"keep_ratio must be above 0 and at most 1, got {keep_ratio}")
     if num_tokens < 1:
         raise ValueError(f"there must be at least one image token, got {num_tokens}")
+    if rounding not in get_args(Rounding):
+        raise ValueError(f"rounding must be one of {', '.join(get_args(Rounding))}, got {rounding!r}")
     # The guard keeps a product such as 0.7 · 10 = 7.000…1 or 6.999…9 at the whole number it means.
     whole = {"floor": lambda x: math.floor(x + 1e-9), "round": round, "ceil": lambda x: math.ceil(x - 1e-9)}[rounding]
     return tuple(max(1, whole(num_tokens * keep_ratio**stage)) for stage in (1, 2, 3))
@@ -76,13 +78,13 @@ def masked_softmax(scores_BHNN: Tensor, policy_BN: Tensor, eps: float = 1e-6) ->
     >>> masked_softmax(torch.zeros(1, 1, 3, 3), torch.tensor([[1.0, 1.0, 0.0]]), eps=0.0)[0, 0].tolist()
     [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.3333333432674408, 0.3333333432674408, 0.3333333432674408]]
     """
-    rows, keys = scores_BHNN.shape[-2:]
-    if scores_BHNN.ndim != 4 or policy_BN.shape != (len(scores_BHNN), keys) or rows > keys:
+    rows, keys = scores_BHNN.shape[-2:] if scores_BHNN.ndim == 4 else (0, 0)
+    if not 0 < rows <= keys or policy_BN.shape != (len(scores_BHNN), keys):
         raise ValueError(
             f"need scores (images, heads, rows, tokens) and a policy (images, tokens), "
             f"got {tuple(scores_BHNN.shape)} and {tuple(policy_BN.shape)}"
         )
-    if eps < 0:
+    if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be at least 0, got {eps}")
     scores = _at_least_float32(scores_BHNN)
     itself_RN = torch.eye(rows, keys, dtype=torch.bool, device=scores.device)
@@ -105,8 +107,10 @@ class TokenPredictor(nn.Module):
 
     def __init__(self, width: int, kind: Literal["lg", "mlp"] = "lg"):
         super().__init__()
-        if width % 4:
+        if width < 4 or width % 4:
             raise ValueError(f"the width of a token predictor must be divisible by 4, got {width}")
+        if kind not in ("lg", "mlp"):
+            raise ValueError(f"a token predictor is lg or mlp, got {kind!r}")
         self.kind = kind
         self.norm = nn.LayerNorm(width, eps=1e-5)
         self.input = nn.Linear(width, width)
@@ -227,8 +231,14 @@ class PrunedViTConfig:
         object.__setattr__(self, "stages", tuple(self.stages))
         if min(self.image_size) < 1 or min(self.patch_size, self.width, self.heads, self.depth, self.num_classes) < 0:
             raise ValueError(f"sizes must be positive, got {asdict(self)}")
-        if self.softmax_guard < 0:
+        if not 0 <= self.softmax_guard < math.inf:
             raise ValueError(f"softmax_guard must be at least 0, got {self.softmax_guard}")
+        if len(self.stages) != 3:
+            raise ValueError(f"stages must be three blocks, got {self.stages}")
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                known = ", ".join(map(str, get_args(kind)))
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         keep_counts(1, self.keep_ratio)
 
 
@@ -481,7 +491,7 @@ def load_pretrained(
         try:
             weights = timm.models.load_state_dict(file, use_ema=False, weights_only=True)
         except Exception as error:  # zip, pickle, safetensors and OS errors alike mean there are no weights
-            raise ValueError(f"weights {file} cannot be read: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"weights {file} cannot be read: {(str(error) or repr(error)).splitlines()[0]}") from error
     else:
         weights = timm.create_model(config.backbone, pretrained=True, num_classes=0).state_dict()
     distilled = "dist_token" in weights
@@ -541,8 +551,10 @@ def _backbone(config: PrunedViTConfig, drop_path: float) -> VisionTransformer:
             name, pretrained=False, num_classes=0, img_size=config.image_size, drop_path_rate=drop_path,
             attn_layer=PolicyAttention, **{k: v for k, v in own.items() if v},
         )  # fmt: skip
-    except (TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{config.backbone} is no plain vision transformer, or cannot be built so: {error}") from error
+    except AssertionError as error:
+        raise ValueError(f"{config.backbone} of width {config.width} and {config.heads} heads: {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{config.backbone} is no plain vision transformer such as deit_small_patch16_224") from error
     plain = type(net) is VisionTransformer and net.num_prefix_tokens == 1 and net.global_pool == "token"
     if not plain or net.no_embed_class or not all(map(_is_plain, net.blocks)):
         raise ValueError(f"{config.backbone} is no plain vision transformer with one class token")

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,7 +53,7 @@ def app(command: Callable[..., None]) -> Callable[[], None]:
             Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            Console(stderr=True).print(
+            Console(stderr=True, soft_wrap=True).print(
                 "interrupted; the same command with --resume goes on, without it where only the teacher had begun"
             )
             raise typer.Exit(130) from None
@@ -308,6 +309,8 @@ def code_facts() -> dict[str, str]:
         installed = version("retrieval-distillation-orchestrator")
     except PackageNotFoundError:
         installed = "checkout"
+    if (folder / "pyproject.toml").is_file():  # the code that runs, not what was once installed
+        installed = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["version"]
     commit = "unknown"
     if (folder / ".git").exists():
         asked = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],

@@ -195,7 +195,7 @@ def check_field(recipe: Any, name: str, value: Any) -> Any:
     plain = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     try:
         value = _parse(plain, value)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, StopIteration) as error:
         raise ValueError(f"{name} must be {_describe(plain)}, got {value!r}") from error
     if bounds is not None and not all(v in bounds for v in (value if isinstance(value, tuple) else (value,))):
         raise ValueError(f"{name} must be {bounds}, got {value}")
@@ -234,9 +234,8 @@ def _plain(value: Any) -> Any:
 
 def _parse(kind: Any, value: Any) -> Any:
     if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError
-        return value
+        # Text from a command line means the option that is written so, whole numbers included.
+        return next(option for option in get_args(kind) if str(option) == str(value))
     if get_origin(kind) is tuple:
         parts = value.lower().replace("x", ",").split(",") if isinstance(value, str) else list(value)
         if len(parts) != len(get_args(kind)):
@@ -261,5 +260,5 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(v) for v in get_args(kind))
     if get_origin(kind) is tuple:
-        return f"{len(get_args(kind))} numbers such as 64x64"
+        return f"{len(get_args(kind))} numbers such as {'x'.join(['64', '64', '64'][: len(get_args(kind))])}"
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")

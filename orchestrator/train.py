@@ -23,6 +23,9 @@ def main(
     name, given = f"train-{method}", command.parse_settings(settings)
     if resume:
         plan = command.latest_plan(name, on)
+        (started,) = on_ray.search_space(plan).seeds
+        if check_field(find.recipe(method, on), "seed", given.pop("seed", started)) != started:
+            raise ValueError(f"the run {plan.sweep} was started with seed={started}; resume it without changes")
         command.check_unchanged(plan, given, epochs, data_root, workers, gpus_per_worker)
         with on_ray.cluster():
             plan = command.continued(plan)

@@ -140,14 +140,8 @@ def from_folder(folder: str | Path, alpha: bool = False, longest: int = 512) -> 
         FileNotFoundError: no such folder.
         ValueError: no image in it, or one that cannot be read.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder of occluders at {root}")
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise ValueError(f"the folder of occluders {root} holds no image; put RGB or RGBA pictures there")
     patches = []
-    for file in files:
+    for file in pictures_in(folder):
         try:
             with Image.open(file) as image:
                 upright = ImageOps.exif_transpose(image)
@@ -159,6 +153,19 @@ def from_folder(folder: str | Path, alpha: bool = False, longest: int = 512) -> 
             pixels[..., 3] = 255
         patches.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
     return Occluders("folder", tuple(patches))
+
+
+def pictures_in(folder: str | Path) -> list[Path]:
+    """All image files below a folder, in order of path; raises FileNotFoundError or ValueError when there are none."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"no folder of occluders at {root}; set occluder_folder to one with RGB or RGBA pictures"
+        )
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"the folder of occluders {root} holds no image; put RGB or RGBA pictures there")
+    return files
 
 
 def from_training(images: ImageSet, size: tuple[int, int], count: int = 200, seed: int = 0) -> Occluders:

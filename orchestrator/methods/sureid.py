@@ -63,7 +63,7 @@ class Recipe(TrainingRecipe):
     predictor: Literal["lg", "mlp"] = "lg"  # DynamicViT's, or eq. 1 to the letter
     keep_column: Literal[1, 0] = 1  # of the predictor; DynamicViT's weights need 0
     gumbel_temperature: Positive = 1.0  # τ
-    softmax_guard: Weight = 1e-6  # of masked attention in training, public code; 0 = exact
+    softmax_guard: Weight = 1e-6  # of masked attention in training, public code; 0 = exact, with huge gradients
     attention_scale: Literal["head", "width"] = "head"  # 1/√(C/H); eq. 4 prints 1/√C
     rounding: Rounding = "floor"  # of N·p, public code
     token_order: Literal["position", "score"] = "position"
@@ -260,10 +260,8 @@ METHOD = Method(
             dataset="emoji_occluded",
             **{**_SMALL, "student_size": (48, 48), "flip": 0.0, "epochs": 6, "teacher_epochs": 24},
         ),
-        **{
-            name: Recipe(dataset=name)
-            for name in ("occluded_duke", "market1501", "dukemtmc", "msmt17", "msmt17_v2", "folder")
-        },
+        **{name: Recipe(dataset=name) for name in ("occluded_duke", "market1501", "dukemtmc", "msmt17", "msmt17_v2")},
+        "folder": Recipe(dataset="folder", teacher_triplet="plain"),  # one's own data may have no cameras
         **{
             name: Recipe(dataset=name, **_CROSS_DOMAIN)
             for name in ("occluded_reid", "partial_reid", "partial_reid_occluded")

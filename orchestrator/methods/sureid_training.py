@@ -36,7 +36,7 @@ PREPARED_BY = frozenset({
     "pixels", "patch_size", "depth", "occluders", "occluder_folder", "occluder_alpha", "occluder_count",
     "occluder_seed", "teacher", "teacher_width", "teacher_heads", "teacher_weights", "teacher_logit_neck",
     "teacher_triplet", "teacher_noda", "teacher_epochs", "teacher_learning_rate", "teacher_seed",
-    "teacher_start", "precision", "pos_resize",
+    "teacher_start", "identities_per_batch", "images_per_identity", "precision", "pos_resize",
     "teacher_pretrained",
 })  # fmt: skip
 STAGES, COLUMNS = 3, 2  # of the Gumbel noise
@@ -53,8 +53,14 @@ def check(recipe: "Recipe", workers: int = 1) -> None:
         raise ValueError("alpha is 0, so the teacher would be trained and never used; set npkd to false as well")
     if not recipe.beta and not recipe.npkd:
         raise ValueError("nothing to train on: beta is 0 and npkd is off")
-    if recipe.occluders == "folder" and recipe.noda and not recipe.occluder_folder:
-        raise ValueError("occluders=folder needs occluder_folder, a folder of RGB or RGBA pictures")
+    if recipe.occluders == "folder" and recipe.noda:
+        if not recipe.occluder_folder:
+            raise ValueError("occluders=folder needs occluder_folder, a folder of RGB or RGBA pictures")
+        occlusion.pictures_in(recipe.occluder_folder)
+    _check_start(recipe.pretrained, recipe.weights, (recipe.student_width, recipe.student_heads), recipe, "")
+    if recipe.npkd and not recipe.teacher_weights:
+        sizes = recipe.teacher_width, recipe.teacher_heads
+        _check_start(recipe.teacher_pretrained, recipe.teacher_start, sizes, recipe, "teacher_")
     if recipe.evaluate_neck == "after" and not (recipe.neck == "bn" and recipe.classifies):
         raise ValueError("evaluate_neck=after needs neck=bn and a loss that trains it: beta, or npkd with logit_weight")
     if recipe.npkd:
@@ -62,6 +68,18 @@ def check(recipe: "Recipe", workers: int = 1) -> None:
     with torch.device("meta"):  # the network's own checks: stages, image size, heads; no memory, no weights
         for network in [student_config(recipe), *([teacher_config(recipe)] if recipe.npkd else [])]:
             PrunedViT(network)
+
+
+def _check_start(pretrained: bool, file: str, sizes: tuple[int, int], recipe: "Recipe", whose: str) -> None:
+    """Raises ValueError when a network cannot start from the weights it is told to start from."""
+    field = "teacher_start" if whose else "weights"
+    if file and not Path(file).is_file():
+        raise ValueError(f"{field}: there is no file {file}")
+    if pretrained and not file and any((*sizes, recipe.patch_size, recipe.depth)):
+        raise ValueError(
+            f"there are no pretrained weights for a network of another width, heads, depth or patch_size; "
+            f"set {whose}pretrained to false"
+        )
 
 
 def student_config(recipe: "Recipe", num_classes: int = 0) -> PrunedViTConfig:
@@ -102,9 +120,9 @@ def teacher_training(recipe: "Recipe") -> "Recipe":
         )
     base = recipes[recipe.dataset]
     occluders = ("occluders", "occluder_folder", "occluder_alpha", "occluder_count", "occluder_seed")
-    as_student = (  # where, how fast and at which precision it runs
-        "evaluate_on", "pixel_cache", "loader_workers", "compile", "precision", "pos_resize", "skip_unreadable",
-        *(occluders if recipe.teacher_noda else ()),
+    as_student = (  # how the data are sampled; where, how fast and at which precision it runs
+        "identities_per_batch", "images_per_identity", "evaluate_on", "pixel_cache", "loader_workers", "compile",
+        "precision", "pos_resize", "skip_unreadable", *(occluders if recipe.teacher_noda else ()),
     )  # fmt: skip
     return replace(
         base,
@@ -353,6 +371,11 @@ def _open(recipe: "Recipe", place: Place, progress: Progress = silent, verify: b
         raise ValueError(
             f"the camera-constrained triplet needs cameras, and {data.train.name} has none; "
             f"set triplet_mining (of the teacher: teacher_triplet) to plain"
+        )
+    if recipe.identities_per_batch > data.train.num_identities:
+        raise ValueError(
+            f"identities_per_batch ({recipe.identities_per_batch}) is more than the {data.train.num_identities} "
+            f"identities of {data.train.name}; lower it"
         )
     frames = {
         side: embedding.frames(recipe, images, recipe.student_size, place, progress, verify, "bicubic")

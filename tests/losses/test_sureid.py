@@ -140,6 +140,11 @@ def test_zero_rows_one_row_and_extreme_logits_are_finite():
         (lambda: feature_term(torch.ones(2, 3), torch.ones(2, 3), projection=torch.nn.Linear(3, 3)), "no projection"),
         (lambda: logit_term(torch.ones(2, 3), torch.ones(2, 4)), "one shape"),
         (lambda: logit_term(torch.ones(2, 3), torch.ones(2, 3), 0.0), "temperature"),
+        (lambda: logit_term(torch.ones(2, 3), torch.ones(2, 3), float("inf")), "temperature"),
+        (
+            lambda: feature_term(torch.ones(2, 3), torch.ones(2, 4), "ts_linear", projection=torch.nn.Linear(4, 1)),
+            "must map to 3 channels",
+        ),
         (lambda: logit_term(torch.ones(2, 3), torch.ones(2, 3), direction="up"), "direction"),
     ],
 )
@@ -207,3 +212,9 @@ def test_camera_triplet_of_lonely_and_equal_images_is_finite():
         camera_triplet(x, torch.tensor([0, 1, 2]), torch.tensor([0, 0]))
     with pytest.raises(ValueError, match="two identities"):
         camera_triplet(x, torch.tensor([1, 1, 1]), torch.tensor([0, 0, 1]))
+    with pytest.raises(ValueError, match="one camera per row"):
+        camera_triplet(x, torch.tensor([0, 1, 2]), torch.tensor([[0], [0], [1]]))
+    for empty_or_wrong in (lambda: batch_hard_triplet(x, torch.tensor([[0], [1], [2]])),
+                           lambda: batch_hard_triplet(x[:0], torch.tensor([]))):  # fmt: skip
+        with pytest.raises(ValueError, match="one identity per row"):
+            empty_or_wrong()

@@ -108,8 +108,12 @@ def test_masked_softmax_in_half_precision_and_with_wrong_shapes():
     assert masked_softmax(scores, torch.ones(1, 2)).tolist() == [[[[0.5, 0.5], [0.5, 0.5]]]]
     with pytest.raises(ValueError, match="a policy"):
         masked_softmax(scores, torch.ones(1, 3))
-    with pytest.raises(ValueError, match="at least 0"):
-        masked_softmax(scores, torch.ones(1, 2), -1.0)
+    for wrong in (torch.ones(2), torch.tensor(1.0), torch.ones(1, 1, 0, 0), torch.ones(1, 1, 3, 2)):
+        with pytest.raises(ValueError, match="a policy"):
+            masked_softmax(wrong, torch.ones(1, 2))
+    for eps in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="at least 0"):
+            masked_softmax(scores, torch.ones(1, 2), eps)
 
 
 # --- Decisions ------------------------------------------------------------------------------------------------------
@@ -150,8 +154,9 @@ def test_a_predictor_without_kept_tokens_and_of_all_of_them():
     kept[:, 3] = 0
     changed = plain(x, kept) != plain(x)
     assert changed.any(2)[:, 3].all() and not changed.any(2)[:, :3].any()  # eq. 1: only the masked token's own input
-    with pytest.raises(ValueError, match="divisible by 4"):
-        TokenPredictor(10)
+    for wrong in ({"width": 10}, {"width": 0}, {"width": 8, "kind": "cnn"}):
+        with pytest.raises(ValueError, match="token predictor"):
+            TokenPredictor(**wrong)
 
 
 def test_gumbel_noise_is_gumbel_and_finite_at_both_ends():
@@ -379,6 +384,9 @@ def test_deit_small_costs_what_the_table_says_and_has_its_lengths(ratio):
         ({"backbone": "resnet18"}, "no plain vision transformer"),
         ({"backbone": "vit_tinny_patch16_224"}, "did you mean"),
         ({"softmax_guard": -1.0}, "softmax_guard"),
+        ({"rounding": "up"}, "rounding must be one of floor, round, ceil, got 'up'"),
+        ({"keep_column": 3}, "keep_column must be one of 1, 0"),
+        ({"stages": (2, 4)}, "three blocks"),
         ({"heads": 3}, "divisible"),
         ({"backbone": "vit_small_patch16_18x2_224"}, "no plain vision transformer"),
         ({"backbone": "deit3_small_patch16_224"}, "no plain vision transformer"),
@@ -426,6 +434,8 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         PrunedViT(replace(TINY, width=64), weights=str(tmp_path / "deit.pth"))
     with pytest.raises(ValueError, match="tensors differ"):
         PrunedViT(replace(TINY, depth=8), weights=str(tmp_path / "deit.pth"))
+    with pytest.raises(ValueError, match=r"none\.pth cannot be read"):
+        PrunedViT(TINY, weights=str(tmp_path / "none.pth"))
     (tmp_path / "broken.pth").write_bytes(b"no weights")
     with pytest.raises(ValueError, match="cannot be read"):
         PrunedViT(TINY, weights=str(tmp_path / "broken.pth"))

@@ -332,14 +332,32 @@ def test_ours_stands_beside_the_row_of_the_same_networks(table):
         ({"alpha": 0.0}, "set npkd to false as well"),
         ({"dataset": "sop"}, "no benchmark of sureid has the data set 'sop'"),
         ({"occluders": "folder"}, "needs occluder_folder"),
+        ({"occluders": "folder", "occluder_folder": "/nowhere"}, "no folder of occluders at /nowhere"),
+        ({"weights": "/nowhere.pth"}, "weights: there is no file /nowhere.pth"),
+        ({"teacher_start": "/nowhere.pth", "teacher_weights": ""}, "teacher_start: there is no file /nowhere.pth"),
+        ({"pretrained": True}, "set pretrained to false"),
+        ({"teacher_pretrained": True, "teacher_weights": ""}, "set teacher_pretrained to false"),
+        ({"stages": "2x4"}, "3 numbers such as 64x64x64"),
+        ({"student_width": 66}, "of width 66 and 2 heads|divisible by 4"),
         ({"evaluate_neck": "after", "neck": "none"}, "evaluate_neck=after needs"),
         ({"views_without_noda": 3}, "at most 2"),
         ({"temperature": 0}, "temperature must be above 0"),
     ],
 )
 def test_wrong_recipes_are_refused_before_anything_starts(recipe, changes, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
         METHOD.check(recipe(**changes), 1)
+
+
+def test_a_choice_among_whole_numbers_is_read_from_text(recipe):
+    assert recipe(keep_column="0").keep_column == 0
+    with pytest.raises(ValueError, match="keep_column must be one of 1, 0, got '2'"):
+        recipe(keep_column="2")
+
+
+def test_more_identities_than_there_are(recipe, place):
+    with pytest.raises(ValueError, match=r"identities_per_batch \(17\) is more than the 16 identities of folder/train"):
+        METHOD.prepare(recipe(identities_per_batch=17), place)
 
 
 def test_workers_that_do_not_divide_the_batch(recipe):
@@ -348,6 +366,8 @@ def test_workers_that_do_not_divide_the_batch(recipe):
 
 
 def test_an_empty_folder_of_occluders(recipe, place, tmp_path):
+    with pytest.raises(ValueError, match="holds no image"):
+        METHOD.check(recipe(occluders="folder", occluder_folder=str(tmp_path)))
     with pytest.raises(ValueError, match="holds no image"):
         METHOD.prepare(recipe(occluders="folder", occluder_folder=str(tmp_path)), place)
 
