@@ -12,7 +12,9 @@ from torch import Tensor
 from losses.similarity import at_least_float32, check_pair, full_precision
 
 
-def logit_kd(student_logits_BC: Tensor, teacher_logits_BC: Tensor, temperature: float = 2.0) -> Tensor:
+def logit_kd(
+    student_logits_BC: Tensor, teacher_logits_BC: Tensor, temperature: float = 2.0, reverse: bool = False
+) -> Tensor:
     """T² · mean over images of KL(softmax(teacher / T) ‖ softmax(student / T)).
 
     Column c must be the same class on both sides.
@@ -21,6 +23,7 @@ def logit_kd(student_logits_BC: Tensor, teacher_logits_BC: Tensor, temperature: 
         student_logits_BC: gradient flows.
         teacher_logits_BC: no gradient.
         temperature: T > 0.
+        reverse: KL(softmax(student / T) ‖ softmax(teacher / T)) instead.
 
     Returns:
         Scalar >= 0, unweighted, at least float32; 0 where student = teacher.
@@ -38,4 +41,5 @@ def logit_kd(student_logits_BC: Tensor, teacher_logits_BC: Tensor, temperature: 
     with full_precision(student_logits_BC):
         student_BC = F.log_softmax(at_least_float32(student_logits_BC) / temperature, dim=1)
         teacher_BC = F.log_softmax(at_least_float32(teacher_logits_BC.detach()) / temperature, dim=1)
-        return temperature**2 * F.kl_div(student_BC, teacher_BC, log_target=True, reduction="batchmean")
+        weighing_BC, other_BC = (student_BC, teacher_BC) if reverse else (teacher_BC, student_BC)
+        return temperature**2 * F.kl_div(other_BC, weighing_BC, log_target=True, reduction="batchmean")

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.similarity import at_least_float32, check_pair, full_precision
+from losses.logit_kd import logit_kd
+from losses.similarity import at_least_float32, full_precision
 
 Alignment = Literal["ts_interpolation", "st_interpolation", "ts_linear", "st_linear"]
 
@@ -76,16 +77,11 @@ def logit_term(
     >>> logit_term(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 5.0]])).item()  # one distribution, shifted
     0.0
     """
-    check_pair(student_logits_BC, teacher_logits_BC)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
     if direction not in ("ts", "st"):
         raise ValueError(f"direction must be ts or st, got {direction!r}")
-    with full_precision(student_logits_BC):
-        student_BC = F.log_softmax(at_least_float32(student_logits_BC) / temperature, dim=1)
-        teacher_BC = F.log_softmax(at_least_float32(teacher_logits_BC.detach()) / temperature, dim=1)
-        second, first = (student_BC, teacher_BC) if direction == "ts" else (teacher_BC, student_BC)
-        return temperature**2 * F.kl_div(second, first, log_target=True, reduction="batchmean")
+    return logit_kd(student_logits_BC, teacher_logits_BC, temperature, reverse=direction == "st")
 
 
 def feature_term(

@@ -82,9 +82,7 @@ def camera_triplet(embedding_BD: Tensor, identity_B: Tensor, camera_B: Tensor, m
     others_BB = _or_else(same_BB & ~itself_BB, same_BB)
     positive_BB = _or_else(same_BB & ~same_camera_BB, others_BB)
     negative_BB = _or_else(~same_BB & same_camera_BB, ~same_BB)
-    positive_distance_B = distance_BB.masked_fill(~positive_BB, -torch.inf).max(dim=1).values
-    negative_distance_B = distance_BB.masked_fill(~negative_BB, torch.inf).min(dim=1).values
-    return _ranking(positive_distance_B, negative_distance_B, margin)
+    return _ranking(*_hardest(distance_BB, positive_BB, negative_BB), margin)
 
 
 def _or_else(first_BB: Tensor, second_BB: Tensor) -> Tensor:
@@ -98,9 +96,14 @@ def _mined(embedding_BD: Tensor, identity_B: Tensor, margin: float | None, soft:
         positive_weight_BB = distance_BB.masked_fill(~positive_BB, -torch.inf).softmax(dim=1)
         negative_weight_BB = (-distance_BB).masked_fill(positive_BB, -torch.inf).softmax(dim=1)
         return (positive_weight_BB * distance_BB).sum(dim=1), (negative_weight_BB * distance_BB).sum(dim=1)
+    return _hardest(distance_BB, positive_BB, ~positive_BB)
+
+
+def _hardest(distance_BB: Tensor, positive_BB: Tensor, negative_BB: Tensor) -> tuple[Tensor, Tensor]:
+    """Each anchor's distance to its furthest positive and to its nearest negative."""
     # max and min send the gradient to one of several equally far images; amax would split it between them.
     positive_distance_B = distance_BB.masked_fill(~positive_BB, -torch.inf).max(dim=1).values
-    negative_distance_B = distance_BB.masked_fill(positive_BB, torch.inf).min(dim=1).values
+    negative_distance_B = distance_BB.masked_fill(~negative_BB, torch.inf).min(dim=1).values
     return positive_distance_B, negative_distance_B
 
 

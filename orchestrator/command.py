@@ -163,8 +163,8 @@ def read_plan(folder: Path) -> Plan:
     return Plan(**data)
 
 
-def latest_plan(name: str, benchmark: str | None = None) -> Plan:
-    """The newest sweep of a space (and benchmark).
+def latest_plan(name: str, benchmark: str | None = None, single: str = "") -> Plan:
+    """The newest sweep of a space (and benchmark); ``single`` names the method where the plans are of single runs.
 
     Raises:
         ValueError: there is none.
@@ -176,7 +176,6 @@ def latest_plan(name: str, benchmark: str | None = None) -> Plan:
             found.append((path.stat().st_ctime_ns, int(plan.sweep.rsplit("-", 1)[1]), plan))
     if not found:
         where = f" on {benchmark}" if benchmark else ""
-        single = name.removeprefix("train-") if name.startswith("train-") else ""
         what, command = ("run", f"train {single}") if single else ("sweep", f"sweep {name}")
         raise ValueError(
             f"no {what} {single or name}{where} in {storage()}; run python -m orchestrator.{command} first"

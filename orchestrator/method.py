@@ -260,5 +260,5 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(v) for v in get_args(kind))
     if get_origin(kind) is tuple:
-        return f"{len(get_args(kind))} numbers such as {'x'.join(['64', '64', '64'][: len(get_args(kind))])}"
+        return f"{len(get_args(kind))} numbers such as {'x'.join(['64'] * len(get_args(kind)))}"
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")

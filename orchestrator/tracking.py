@@ -123,9 +123,9 @@ def log_record(uri: str, record: Record) -> None:
     }
     mlflow_client.log_dict(record.run_id, stored, RECORD)
     inputs = []
-    for context, fingerprint in record.facts.items():
-        part = context.removesuffix("_fingerprint")
-        if part in ("train", "query", "gallery", "occluders") and part != context:
+    for part in ("train", "query", "gallery", "occluders"):
+        fingerprint = record.facts.get(f"{part}_fingerprint")
+        if fingerprint:
             inputs.append(_dataset(f"{record.recipe['dataset']}-{part}", fingerprint, part, record.place.data_root))
     for context in ("target_cache", "gallery_cache"):
         if context in record.facts:

@@ -22,7 +22,7 @@ def main(
     find.method(method)
     name, given = f"train-{method}", command.parse_settings(settings)
     if resume:
-        plan = command.latest_plan(name, on)
+        plan = command.latest_plan(name, on, single=method)
         (started,) = on_ray.search_space(plan).seeds
         if check_field(find.recipe(method, on), "seed", given.pop("seed", started)) != started:
             raise ValueError(f"the run {plan.sweep} was started with seed={started}; resume it without changes")

@@ -13,7 +13,7 @@ from orchestrator.datasets.images import RetrievalData
 
 _COUNTS = {"train": (16_522, 702), "query": (2_228, 702), "gallery": (17_661, 1_110)}
 GRAMMAR = r"(\d{4})_c([1-8])_f\d{7}\.jpg$"
-FOLDER = "DukeMTMC-reID"
+FOLDER, CAMERAS = "DukeMTMC-reID", 8
 NOTICE = (
     "DukeMTMC was withdrawn by its creators in 2019 over the privacy of the people in it; this project neither "
     "provides nor downloads it. Market-1501, MSMT17 and Occluded-REID are read as well."
@@ -23,14 +23,16 @@ NOTICE = (
 def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
     """Raises FileNotFoundError (what is missing where) and ValueError (counts or file names)."""
     layout.check_part("dukemtmc", evaluate_on)
-    given = layout.data_folder("dukemtmc", data_root, "bounding_box_train/, query/ and bounding_box_test/")
+    given = layout.data_folder("dukemtmc", data_root, layout.PEOPLE_LAYOUT)
     return read("dukemtmc", layout.inside(given, FOLDER), evaluate_on, _COUNTS)
 
 
 def read(name: str, root: Path, evaluate_on: str, counts: dict[str, tuple[int, int]]) -> RetrievalData:
     """DukeMTMC-reID, or what was made of it in the same layout."""
-    train, query, gallery = (layout.check_counts(layout.people(name, root, p, GRAMMAR), counts[p]) for p in counts)
-    layout.check_cameras(query, gallery, 8)
-    if evaluate_on == "validation":
-        return layout.held_out(train)
-    return RetrievalData(train=train, query=query, gallery=gallery, camera_filter=True, notice=NOTICE)
+    sides = (
+        layout.check_counts(
+            layout.people(f"{name}/{p}", root, layout.PEOPLE[p], GRAMMAR, layout.PEOPLE_LAYOUT), counts[p]
+        )
+        for p in counts
+    )
+    return layout.search_across_cameras(*sides, cameras=CAMERAS, evaluate_on=evaluate_on, notice=NOTICE)

@@ -95,16 +95,17 @@ def image_set(
     return ImageSet(name, tuple(keys), np.asarray(identity, dtype=np.int64), Folder(str(root), tuple(keys)), camera)
 
 
-PEOPLE = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}  # folders of Market's kind
+# Folders of Market-1501 and of what is laid out as it.
+PEOPLE = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+PEOPLE_LAYOUT = "bounding_box_train/, query/ and bounding_box_test/"
 
 
-def people(name: str, root: Path, part: str, grammar: str) -> ImageSet:
-    """One side of a data set laid out as Market-1501: person and camera in the file name, person -1 left out."""
-    expected = "bounding_box_train/, query/ and bounding_box_test/"
-    keys, numbers = files(f"{name}/{part}", root, PEOPLE[part], grammar, expected)
+def people(name: str, root: Path, folder: str, grammar: str, layout: str = "") -> ImageSet:
+    """A folder of images with person and camera in the file name; person -1 is left out."""
+    keys, numbers = files(name, root, folder, grammar, layout)
     known = numbers[:, 0] >= 0
     keys = [key for key, k in zip(keys, known, strict=True) if k]
-    return image_set(f"{name}/{part}", root, keys, numbers[known, 0], numbers[known, 1])
+    return image_set(name, root, keys, numbers[known, 0], numbers[known, 1])
 
 
 def inside(root: Path, *names: str) -> Path:
@@ -137,6 +138,16 @@ def check_cameras(query: ImageSet, gallery: ImageSet, cameras: int) -> None:
     lost = set(query.identity) - set(gallery.identity)
     if lost:
         raise ValueError(f"{query.name}: {len(lost)} identities are not in the gallery, such as {min(lost)}")
+
+
+def search_across_cameras(
+    train: ImageSet, query: ImageSet, gallery: ImageSet, cameras: int, evaluate_on: str, notice: str = ""
+) -> RetrievalData:
+    """The protocol of data sets with cameras: what shares the query's person and camera is removed."""
+    check_cameras(query, gallery, cameras)
+    if evaluate_on == "validation":
+        return held_out(train)
+    return RetrievalData(train=train, query=query, gallery=gallery, camera_filter=True, notice=notice)
 
 
 def check_part(name: str, evaluate_on: str) -> None:

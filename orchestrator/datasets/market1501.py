@@ -19,17 +19,15 @@ _GRAMMAR = r"(-?\d+)_c(\d)s\d+_\d+_\d+\."
 def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
     """Raises FileNotFoundError (what is missing where) and ValueError (counts or file names)."""
     layout.check_part("market1501", evaluate_on)
-    train, query, gallery = (part_of(data_root, part) for part in _COUNTS)
-    layout.check_cameras(query, gallery, 6)
-    if evaluate_on == "validation":
-        return layout.held_out(train)
-    return RetrievalData(train=train, query=query, gallery=gallery, camera_filter=True)
+    sides = (part_of(data_root, part) for part in _COUNTS)
+    return layout.search_across_cameras(*sides, cameras=6, evaluate_on=evaluate_on)
 
 
 def part_of(data_root: str, part: str) -> ImageSet:
     """The training, query or gallery side; cross-domain benchmarks train on the first."""
-    root = layout.data_folder("market1501", data_root, "bounding_box_train/, query/ and bounding_box_test/")
-    images = layout.people("market1501", layout.inside(root, "Market-1501-v15.09.15"), part, _GRAMMAR)
+    given = layout.data_folder("market1501", data_root, layout.PEOPLE_LAYOUT)
+    root = layout.inside(given, "Market-1501-v15.09.15")
+    images = layout.people(f"market1501/{part}", root, layout.PEOPLE[part], _GRAMMAR, layout.PEOPLE_LAYOUT)
     return layout.check_counts(images, _COUNTS[part])
 
 

@@ -28,14 +28,8 @@ def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
 def read(name: str, data_root: str, evaluate_on: str, folders: dict[str, str]) -> RetrievalData:
     """Either release; they differ in the names of the two image folders."""
     layout.check_part(name, evaluate_on)
-    train, query, gallery = (
-        layout.check_counts(_part(name, data_root, part, folders), _COUNTS[part])
-        for part in ("train", "query", "gallery")
-    )
-    layout.check_cameras(query, gallery, 15)
-    if evaluate_on == "validation":
-        return layout.held_out(train)
-    return RetrievalData(train=train, query=query, gallery=gallery, camera_filter=True)
+    sides = (layout.check_counts(_part(name, data_root, part, folders), _COUNTS[part]) for part in _COUNTS)
+    return layout.search_across_cameras(*sides, cameras=15, evaluate_on=evaluate_on)
 
 
 def _part(name: str, data_root: str, part: str, folders: dict[str, str]) -> ImageSet:
@@ -44,10 +38,7 @@ def _part(name: str, data_root: str, part: str, folders: dict[str, str]) -> Imag
     )
     root = layout.data_folder(name, data_root, expected)
     if not (root / _LISTS[part][0]).is_file() and (root / "query").is_dir():
-        keys, numbers = layout.files(f"{name}/{part}", root, part, r"(-?\d+)_c(\d+)")
-        known = numbers[:, 0] >= 0
-        keys = [key for key, k in zip(keys, known, strict=True) if k]
-        return layout.image_set(f"{name}/{part}", root, keys, numbers[known, 0], numbers[known, 1])
+        return layout.people(f"{name}/{part}", root, part, r"(-?\d+)_c(\d+)")
     rows = [row for file in _LISTS[part] for row in layout.table(name, root / file, 2, layout=expected)]
     folder = folders["train" if part == "train" else "test"]
     identity = np.array([layout.number(name, row[1]) for row in rows])

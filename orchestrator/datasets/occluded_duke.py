@@ -26,11 +26,10 @@ def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
     root = layout.data_folder("occluded_duke", data_root, "Occluded_Duke/, or three .list files and DukeMTMC-reID/")
     if not (root / _LISTS["train"]).is_file():
         return dukemtmc.read("occluded_duke", layout.inside(root, "Occluded_Duke"), evaluate_on, _COUNTS)
-    train, query, gallery = (layout.check_counts(_listed(root, part), _COUNTS[part]) for part in _COUNTS)
-    layout.check_cameras(query, gallery, 8)
-    if evaluate_on == "validation":
-        return layout.held_out(train)
-    return RetrievalData(train=train, query=query, gallery=gallery, camera_filter=True, notice=dukemtmc.NOTICE)
+    sides = (layout.check_counts(_listed(root, part), _COUNTS[part]) for part in _COUNTS)
+    return layout.search_across_cameras(
+        *sides, cameras=dukemtmc.CAMERAS, evaluate_on=evaluate_on, notice=dukemtmc.NOTICE
+    )
 
 
 def _listed(root: Path, part: str) -> ImageSet:

@@ -32,7 +32,6 @@ from losses.similarity import at_least_float32, full_precision, in_chunks, neare
 from models.embedder import Embedder, EmbedderConfig, check_backbone
 from orchestrator import cache, checkpoint, distributed, published
 from orchestrator.cache import Progress, Rows, silent
-from orchestrator.datasets.augmentation import normalised
 from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, fetch
 from orchestrator.datasets.sampling import identity_batches, own_part, shuffled_batches
 from orchestrator.method import (
@@ -510,11 +509,10 @@ def _open(
             verify,
         )  # fmt: skip
 
-    def teacher_outputs(teacher: Embedder, images_BCHW: Tensor) -> dict[str, Tensor]:
-        return method.teacher_outputs(recipe, teacher, images_BCHW)
-
+    embedding_alone = partial(_embed_clean, partial(Distillation.teacher_outputs, recipe))
+    teacher_outputs = partial(method.teacher_outputs, recipe)
     gallery_frames = embedding.frames(recipe, data.gallery, recipe.teacher_size, place, progress, verify)
-    gallery = embeddings(data.gallery, gallery_frames, clean, partial(_embed_clean, _embedding_only))
+    gallery = embeddings(data.gallery, gallery_frames, clean, embedding_alone)
     teacher_train = embedding.frames(recipe, data.train, recipe.teacher_size, place, progress, verify)
     targets = whole_set = nearest_images = None
     if recipe.views == "clean":
@@ -529,7 +527,8 @@ def _open(
     if method.neighbours(recipe):
         if method.neighbours(recipe) > len(data.train):
             raise ValueError(f"top_k ({method.neighbours(recipe)}) is more than the {len(data.train)} training images")
-        whole_set = embeddings(data.train, teacher_train, clean, partial(_embed_clean, _embedding_only))
+        # Their views are clean ones: the same cache, unless the targets hold more than the embedding.
+        whole_set = embeddings(data.train, teacher_train, clean, embedding_alone) if outputs else targets
         nearest_images = cache.neighbours(whole_set, method.neighbours(recipe), root, progress, verify)
     if recipe.evaluate_symmetric:
         embedding.frames(recipe, data.gallery, recipe.student_size, place, progress, verify)
@@ -650,10 +649,6 @@ def _teacher_path(recipe: AsymmetricRecipe, place: Place) -> Path:
     )
 
 
-def _embedding_only(teacher: Embedder, images_BCHW: Tensor) -> dict[str, Tensor]:
-    return {"embedding": teacher(images_BCHW)}
-
-
 def _columns(outputs: dict[str, Tensor], **more: np.ndarray) -> dict[str, Tensor | np.ndarray]:
     """Teacher outputs as cache columns: the embedding is the value, everything is float32 or whole numbers."""
     outputs = {name: x.float() if x.is_floating_point() else x for name, x in outputs.items()}
@@ -671,7 +666,7 @@ def _embed_clean(
     device = embedding.default_device()
     teacher = teacher.to(device)
     for start in range(0, len(rows), 256):
-        images_BCHW = normalised(torch.as_tensor(source(rows[start : start + 256])).to(device))
+        images_BCHW = embedding.model_input(teacher, source(rows[start : start + 256]), device)
         yield _columns(outputs(teacher, images_BCHW))
 
 
