@@ -15,12 +15,14 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, resample_abs_pos_embed
+from timm.layers import Attention, PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -199,16 +201,33 @@ class PolicyAttention(Attention):
         return masked_softmax(score_BH1N, policy_BN, self.guard)[:, :, 0].mean(dim=1)
 
 
+class OverlappingPatches(PatchEmbed):
+    """timm's patches, a new one every ``stride`` pixels (TransReID's sliding window).
+
+    Pixels at the right and lower edge that no whole patch reaches are not seen, as in TransReID.
+    """
+
+    def __init__(self, *args: Any, stride: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.proj.stride = (stride, stride)
+        sizes = zip(self.img_size, self.patch_size, strict=True)
+        self.grid_size = tuple((size - patch) // stride + 1 for size, patch in sizes)
+        self.num_patches = math.prod(self.grid_size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrunedViTConfig:
     """Everything needed to build a :class:`PrunedViT` again; stored beside its weights as JSON."""
 
     backbone: str = "deit_small_patch16_224"  # a plain vision transformer of timm
     image_size: tuple[int, int] = (256, 128)  # height and width in pixels, whole patches
+    patch_stride: int = 0  # pixels from patch to patch; 0 = side by side
     patch_size: int = 0  # pixels; this and the next three: 0 = the network's own
     width: int = 0  # channels of a token
     heads: int = 0
     depth: int = 0
+    cameras: int = 0  # > 0 adds a vector of the image's camera to every token (TransReID's SIE)
+    camera_weight: float = 3.0  # λ of that vector
     pruning: bool = True
     stages: tuple[int, int, int] = (3, 6, 9)  # tokens are dropped before these blocks, counted from 0
     keep_ratio: float = 0.7  # p
@@ -217,6 +236,10 @@ class PrunedViTConfig:
     keep_column: Literal[1, 0] = 1  # of the predictor's output; DynamicViT's weights need 0
     inference: Literal["topk", "threshold"] = "topk"  # threshold: π_keep > 1/2, another count for every image
     token_order: Literal["position", "score"] = "position"  # of the kept tokens; the class token does not see it
+    # What tokens are chosen by at inference. Controls for the predictor: the class token's attention in the block
+    # before, and chance (the same positions of every image).
+    selection: Literal["predictor", "attention", "random"] = "predictor"
+    selection_seed: int = 0  # of "random"
     attention_scale: Literal["head", "width"] = "head"  # 1/√(C/H), or 1/√C as eq. 4 prints
     softmax_guard: float = 1e-6  # of masked attention in training; 0 = exact
     reweight: Literal["post", "pre_last", "pool", "off"] = "post"  # eq. 7, 8
@@ -229,8 +252,11 @@ class PrunedViTConfig:
     def __post_init__(self):
         object.__setattr__(self, "image_size", tuple(self.image_size))
         object.__setattr__(self, "stages", tuple(self.stages))
-        if min(self.image_size) < 1 or min(self.patch_size, self.width, self.heads, self.depth, self.num_classes) < 0:
+        counts = self.patch_stride, self.patch_size, self.width, self.heads, self.depth, self.cameras, self.num_classes
+        if min(self.image_size) < 1 or min(counts) < 0:
             raise ValueError(f"sizes must be positive, got {asdict(self)}")
+        if not 0 <= self.camera_weight < math.inf:
+            raise ValueError(f"camera_weight must be at least 0, got {self.camera_weight}")
         if not 0 <= self.softmax_guard < math.inf:
             raise ValueError(f"softmax_guard must be at least 0, got {self.softmax_guard}")
         if len(self.stages) != 3:
@@ -240,6 +266,8 @@ class PrunedViTConfig:
                 known = ", ".join(map(str, get_args(kind)))
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         keep_counts(1, self.keep_ratio)
+        if self.inference == "threshold" and self.selection != "predictor":
+            raise ValueError(f"inference=threshold needs selection=predictor, got {self.selection}")
 
 
 class Trained(NamedTuple):
@@ -249,11 +277,21 @@ class Trained(NamedTuple):
     masks_BSN: Tensor | None  # cumulative decisions of the image tokens; None without pruning
 
 
+class _Tokens(NamedTuple):
+    """What a choice of tokens may look at: class token and image tokens, and those before the last block."""
+
+    now_BNC: Tensor
+    before_BNC: Tensor
+    place_BN: Tensor  # of the image tokens in the original grid, row by row
+    policy_BN: Tensor | None = None  # which keys the last block saw; None = all
+
+
 class PrunedViT(nn.Module):
     """A plain vision transformer with three stages of token pruning, a neck and a classifier.
 
     ``forward`` maps normalised images (B, 3, H, W) to raw embeddings (B, D), as at inference: tokens are really
-    removed and nothing is random. :meth:`trained` is the forward pass of training.
+    removed and nothing is random. :meth:`trained` is the forward pass of training. A network with cameras is also
+    given the camera of every image, 0 … cameras - 1; where it is unknown (None), the mean of their vectors is used.
     """
 
     resize = "bicubic"  # to image_size, with anti-aliasing
@@ -271,6 +309,9 @@ class PrunedViT(nn.Module):
             block.attn.guard = config.softmax_guard
             if config.attention_scale == "width":
                 block.attn.scale = width**-0.5
+        self.cameras = None
+        if config.cameras:
+            self.cameras = nn.Parameter(nn.init.trunc_normal_(torch.empty(config.cameras, width), std=0.02))
         self.predictors = self.reweight = None
         if config.pruning:
             # pre_last reweights by the attention of the block before the last: to the same tokens.
@@ -293,6 +334,13 @@ class PrunedViT(nn.Module):
         """How the network is built, for whoever rebuilds it from its stored weights."""
         config = self.config
         lines = ["timm VisionTransformer without head; tokens: class token, then the patches row by row"]
+        if config.patch_stride:
+            lines.append(f"a patch every {config.patch_stride} pixels: patches overlap")
+        if config.cameras:
+            lines.append(
+                f"{config.camera_weight:g} × a row of tensor cameras is added to every token after the position "
+                f"embedding: the image's camera, in rising order of the training set's numbers; the mean row if unknown"
+            )
         if config.attention_scale == "width":
             lines.append("attention scores are divided by the root of the width, not of the head's width")
         if config.pruning:
@@ -307,6 +355,9 @@ class PrunedViT(nn.Module):
                 f"Linear, GELU, {body}Linear, GELU, Linear, GELU, Linear, softmax (tensors predictors.0 to .2)",
                 f"{which} output {config.keep_column} go on, and the class token",
             ]
+            if config.selection != "predictor":
+                seed = f" of seed {config.selection_seed}" if config.selection == "random" else ""
+                lines.append(f"not as trained: tokens are not chosen by that output but by {config.selection}{seed}")
             if config.reweight_at_inference:
                 lines.append(f"tokens reweighted by the class token's attention: {config.reweight} (tensor reweight)")
         lines.append(
@@ -324,60 +375,66 @@ class PrunedViT(nn.Module):
         """How many image tokens are left after each stage."""
         return keep_counts(self.num_tokens, self.config.keep_ratio, self.config.rounding)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
+    def forward(self, images_BCHW: Tensor, camera_B: Tensor | None = None) -> Tensor:
         if not self.config.pruning:
-            feature_BD = self._plain(images_BCHW)
+            feature_BD = self._plain(images_BCHW, camera_B)
         elif self.config.inference == "threshold":
-            feature_BD = self.masked(images_BCHW)[0]
+            feature_BD = self.masked(images_BCHW, camera_B)[0]
         else:
-            feature_BD = self.gathered(images_BCHW)[0]
+            feature_BD = self.gathered(images_BCHW, camera_B)[0]
         return self.after_neck(feature_BD) if self.config.embed_after_neck else _at_least_float32(feature_BD)
 
-    def trained(self, images_BCHW: Tensor, noise_BSN2: Tensor | None = None, temperature: float = 1.0) -> Trained:
+    def trained(
+        self, images_BCHW: Tensor, noise_BSN2: Tensor | None = None, temperature: float = 1.0,
+        camera_B: Tensor | None = None,
+    ) -> Trained:  # fmt: skip
         """The forward pass of training: all tokens through all blocks, dropped ones masked.
 
         Args:
             images_BCHW: normalised.
             noise_BSN2: Gumbel noise of every stage, image token and column; not needed without pruning.
             temperature: τ of the Gumbel softmax.
+            camera_B: of every image, for a network with cameras.
         """
         if not self.config.pruning:
-            return Trained(self._plain(images_BCHW), None)
+            return Trained(self._plain(images_BCHW, camera_B), None)
 
-        def decide(stage: int, log_pi_BN2: Tensor, kept_BN: Tensor) -> Tensor:
+        def decide(stage: int, tokens: _Tokens, kept_BN: Tensor) -> Tensor:
+            log_pi_BN2 = self.predictors[stage](tokens.now_BNC[:, 1:], kept_BN)
             return gumbel_keep(log_pi_BN2, noise_BSN2[:, stage], temperature, self.config.keep_column) * kept_BN
 
-        return Trained(*self._masked(images_BCHW, decide, self.config.reweight))
+        return Trained(*self._masked(images_BCHW, camera_B, decide, self.config.reweight))
 
-    def masked(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def masked(self, images_BCHW: Tensor, camera_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Inference with masks instead of removal: (class token after LN (B, D), masks (B, S, N)).
 
         Equal to :meth:`gathered`, as costly as no pruning; and how ``inference="threshold"`` is computed.
         """
 
-        def decide(stage: int, log_pi_BN2: Tensor, kept_BN: Tensor) -> Tensor:
-            score_BN = log_pi_BN2[:, :, self.config.keep_column]
+        def decide(stage: int, tokens: _Tokens, kept_BN: Tensor) -> Tensor:
+            score_BN = self._score(stage, tokens, kept_BN)
             if self.config.inference == "threshold":
                 return (score_BN > math.log(0.5)) * kept_BN
             chosen_BK = score_BN.masked_fill(kept_BN == 0, -torch.inf).topk(self.counts[stage], dim=1).indices
             return torch.zeros_like(kept_BN).scatter(1, chosen_BK, 1.0)
 
         with _guard(self.backbone, 0.0):
-            return self._masked(images_BCHW, decide, self._reweight_at_inference)
+            return self._masked(images_BCHW, camera_B, decide, self._reweight_at_inference)
 
-    def gathered(self, images_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def gathered(self, images_BCHW: Tensor, camera_B: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Inference with real removal: (class token after LN (B, D), positions of the kept tokens of every stage).
 
         Positions are those of the original grid, row by row: (B, count of the stage) each.
         """
-        x_BNC = self._tokens(images_BCHW)
+        x_BNC = self._tokens(images_BCHW, camera_B)
+        before_BNC = x_BNC
         place_BN = torch.arange(self.num_tokens, device=x_BNC.device).expand(len(x_BNC), -1)
         places = []
         reweighting = self._reweight_at_inference
         for number in range(len(self.backbone.blocks)):
             if number in self.config.stages:
                 stage = self.config.stages.index(number)
-                score_BN = self.predictors[stage](x_BNC[:, 1:])[:, :, self.config.keep_column]
+                score_BN = self._score(stage, _Tokens(x_BNC, before_BNC, place_BN))
                 kept_BK = score_BN.topk(self.counts[stage], dim=1).indices
                 if self.config.token_order == "position":
                     kept_BK = kept_BK.sort(dim=1).values
@@ -385,25 +442,39 @@ class PrunedViT(nn.Module):
                 x_BNC = torch.cat([x_BNC[:, :1], x_BNC[:, 1:].gather(1, kept_BKC)], dim=1)
                 place_BN = place_BN.gather(1, kept_BK)
                 places.append(place_BN)
-            x_BNC = self._run(number, x_BNC, None, reweighting)
+            before_BNC, x_BNC = x_BNC, self._run(number, x_BNC, None, reweighting)
         return self.backbone.norm(x_BNC[:, 0]), places
 
     @property
     def _reweight_at_inference(self) -> str:
         return self.config.reweight if self.config.reweight_at_inference else "off"
 
-    def _masked(self, images_BCHW: Tensor, decide: Callable, reweight: str) -> tuple[Tensor, Tensor]:
-        """All tokens through all blocks; ``decide(stage, log π, kept)`` gives the next cumulative mask."""
-        x_BNC = self._tokens(images_BCHW)
+    def _masked(
+        self, images_BCHW: Tensor, camera_B: Tensor | None, decide: Callable, reweight: str
+    ) -> tuple[Tensor, Tensor]:
+        """All tokens through all blocks; ``decide(stage, tokens, kept)`` gives the next cumulative mask."""
+        x_BNC = self._tokens(images_BCHW, camera_B)
         kept_BN, policy_BN, masks = x_BNC.new_ones(len(x_BNC), self.num_tokens), None, []
+        before_BNC, place_BN = x_BNC, torch.arange(self.num_tokens, device=x_BNC.device).expand(len(x_BNC), -1)
         for number in range(len(self.backbone.blocks)):
             if number in self.config.stages:
                 stage = self.config.stages.index(number)
-                kept_BN = decide(stage, self.predictors[stage](x_BNC[:, 1:], kept_BN), kept_BN)
+                kept_BN = decide(stage, _Tokens(x_BNC, before_BNC, place_BN, policy_BN), kept_BN)
                 policy_BN = torch.cat([kept_BN.new_ones(len(kept_BN), 1), kept_BN], dim=1)
                 masks.append(kept_BN)
-            x_BNC = self._run(number, x_BNC, policy_BN, reweight)
+            before_BNC, x_BNC = x_BNC, self._run(number, x_BNC, policy_BN, reweight)
         return self.backbone.norm(x_BNC[:, 0]), torch.stack(masks, dim=1)
+
+    def _score(self, stage: int, tokens: _Tokens, kept_BN: Tensor | None = None) -> Tensor:
+        """How much every image token is worth keeping, for the choice at inference: (B, N)."""
+        config = self.config
+        if config.selection == "random":
+            chance_N = torch.from_numpy(np.random.default_rng(config.selection_seed).random(self.num_tokens))
+            return chance_N.to(tokens.now_BNC)[tokens.place_BN]
+        if config.selection == "attention":
+            block = self.backbone.blocks[config.stages[stage] - 1]
+            return block.attn.of_class_token(block.norm1(tokens.before_BNC), tokens.policy_BN)[:, 1:]
+        return self.predictors[stage](tokens.now_BNC[:, 1:], kept_BN)[:, :, config.keep_column]
 
     def _run(self, number: int, x_BNC: Tensor, policy_BN: Tensor | None, reweight: str) -> Tensor:
         """One block, and the reweighting of image tokens by the class token's attention (eq. 8) where it belongs.
@@ -423,15 +494,19 @@ class PrunedViT(nn.Module):
             return torch.cat([class_B1C + self.reweight * weighted_BNC.sum(dim=1, keepdim=True), image_BNC], dim=1)
         return out_BNC + self.reweight * torch.cat([class_B1C, weighted_BNC], dim=1)
 
-    def _plain(self, images_BCHW: Tensor) -> Tensor:
-        x_BNC = self._tokens(images_BCHW)
+    def _plain(self, images_BCHW: Tensor, camera_B: Tensor | None) -> Tensor:
+        x_BNC = self._tokens(images_BCHW, camera_B)
         for block in self.backbone.blocks:
             x_BNC = block(x_BNC)
         return self.backbone.norm(x_BNC[:, 0])
 
-    def _tokens(self, images_BCHW: Tensor) -> Tensor:
+    def _tokens(self, images_BCHW: Tensor, camera_B: Tensor | None = None) -> Tensor:
         net = self.backbone
-        return net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(images_BCHW))))
+        x_BNC = net._pos_embed(net.patch_embed(images_BCHW))
+        if self.cameras is not None:
+            camera_BC = self.cameras.mean(dim=0, keepdim=True) if camera_B is None else self.cameras[camera_B]
+            x_BNC = x_BNC + self.config.camera_weight * camera_BC[:, None]
+        return net.norm_pre(net.patch_drop(x_BNC))
 
     def after_neck(self, feature_BD: Tensor) -> Tensor:
         """What the classifier sees of class tokens: of all ranks, whose batch statistics belong together."""
@@ -546,10 +621,12 @@ def _backbone(config: PrunedViTConfig, drop_path: float) -> VisionTransformer:
     # Distilled weights go into the plain class: the distillation token has no part in retrieval.
     name = config.backbone.replace("_distilled_", "_").split(".")[0]
     own = {"patch_size": config.patch_size, "embed_dim": config.width, "num_heads": config.heads, "depth": config.depth}
+    stride = config.patch_stride
+    patches = {"embed_layer": partial(OverlappingPatches, stride=stride)} if stride else {}
     try:
         net = timm.create_model(
             name, pretrained=False, num_classes=0, img_size=config.image_size, drop_path_rate=drop_path,
-            attn_layer=PolicyAttention, **{k: v for k, v in own.items() if v},
+            attn_layer=PolicyAttention, **patches, **{k: v for k, v in own.items() if v},
         )  # fmt: skip
     except AssertionError as error:
         raise ValueError(f"{config.backbone} of width {config.width} and {config.heads} heads: {error}") from error
@@ -560,7 +637,13 @@ def _backbone(config: PrunedViTConfig, drop_path: float) -> VisionTransformer:
         raise ValueError(f"{config.backbone} is no plain vision transformer with one class token")
     patch_height, patch_width = net.patch_embed.patch_size
     height, width = config.image_size
-    if height % patch_height or width % patch_width:
+    if stride:
+        if stride > min(patch_height, patch_width) or height < patch_height or width < patch_width:
+            raise ValueError(
+                f"patch_stride must be at most the patch, {patch_height}×{patch_width} pixels, and the image at least "
+                f"one patch; got {stride} and {height}×{width}"
+            )
+    elif height % patch_height or width % patch_width:
         raise ValueError(
             f"an image of {height}×{width} pixels is not whole patches of {patch_height}×{patch_width}; "
             f"choose multiples of {patch_height}"

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,13 @@ def load_model(path: str | Path, expected: ModelConfig | None = None) -> tuple[M
         )
     model.load_state_dict(weights)
     return model.eval(), stored.get("facts", {})
+
+
+def reconfigured(model: Model, settings: Mapping[str, Any]) -> Model:
+    """The same model with other values of those settings that are part of its configuration; its weights stay."""
+    own = {name: value for name, value in settings.items() if hasattr(model.config, name)}
+    model.config = replace(model.config, **own)
+    return model
 
 
 def load_classifier(path: str | Path) -> nn.Linear | None:

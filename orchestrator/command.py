@@ -36,6 +36,10 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 160, s
 ON = typer.Option("demo", "--on", help="Benchmark: demo, omniglot, emoji, folder, inshop, …", metavar="BENCHMARK")
 DATA_ROOT = typer.Option("", "--data-root", help="Where the benchmark's files are.", metavar="DIR")
 SET = typer.Option([], "--set", help="A recipe field, such as --set alpha=50; may be repeated.", metavar="FIELD=VALUE")
+AFTERWARDS = typer.Option(
+    [], "--set", help="Another value than in training, such as --set keep_ratio=0.5; may be repeated.",
+    metavar="FIELD=VALUE",
+)  # fmt: skip
 WORKERS = typer.Option(1, "--workers", help="Ray Train workers of one trial.", min=1)
 GPUS = typer.Option(None, "--gpus-per-worker", help="Default: 1 where the cluster has GPUs.", min=0.0)
 EPOCHS = typer.Option(None, "--epochs", help="Instead of the recipe's.", min=1)
@@ -82,6 +86,19 @@ def parse_settings(pairs: list[str]) -> dict[str, str]:
     if twice:
         raise ValueError(f"--set names {', '.join(twice)} more than once")
     return dict(pair.split("=", 1) for pair in pairs)
+
+
+def inference_settings(method: str, recipe: Any, pairs: list[str]) -> dict[str, Any]:
+    """``FIELD=VALUE`` pairs that a stored student is scored or exported with.
+
+    Raises:
+        ValueError: a field that the training has fixed, or a value out of range.
+    """
+    settings, free = parse_settings(pairs), find.method(method).inference(recipe)
+    fixed = sorted(set(settings) - free)
+    if fixed:
+        raise ValueError(f"{fixed[0]} cannot be changed after the training; what can: {', '.join(sorted(free))}")
+    return {name: check_field(recipe, name, value) for name, value in settings.items()}
 
 
 def resolve(

@@ -3,16 +3,18 @@
 import typer
 
 from orchestrator import checkpoint, command, find, tracking
-from orchestrator.command import console
-from orchestrator.method import Place, recipe_from
+from orchestrator.command import AFTERWARDS, console
+from orchestrator.evaluation import cost
+from orchestrator.method import Place, changed, recipe_from
 
 
 @command.app
 def main(
     run_id: str = typer.Argument(..., help="From the table of a sweep, or the MLflow page.", metavar="RUN_ID"),
     data_root: str = typer.Option("", "--data-root", help="If the data lie elsewhere now.", metavar="DIR"),
+    settings: list[str] = AFTERWARDS,
 ) -> None:
-    """Embeds the queries with the stored student, searches the teacher's gallery, prints every metric."""
+    """Embeds and searches again with the stored student; prints every metric beside the logged one."""
     uri = tracking.tracking_uri(command.storage())
     record = tracking.read_record(uri, run_id)
     method = find.method(record.method)
@@ -20,15 +22,19 @@ def main(
         raise ValueError(f"{record.method} cannot be evaluated from a record")
     place = Place(record.place.storage, data_root or record.place.data_root)
     recipe = recipe_from(find.recipe(record.method, record.benchmark), record.recipe)
-    recipe = method.for_evaluation(recipe)
+    other = command.inference_settings(record.method, recipe, settings)
+    recipe = method.for_evaluation(changed(recipe, other))
     now = method.prepare(recipe, place)
     command.check_fingerprints({name: fact for name, fact in record.facts.items() if name in now}, now)
     student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
-    metrics = method.evaluate(student, recipe, place)
-    console.print(f"{record.method} on {record.benchmark}: {record.facts.get('protocol', '')}")
+    metrics = method.evaluate(checkpoint.reconfigured(student, other), recipe, place)
+    console.print(f"{record.method} on {record.benchmark}: {now['protocol']}")
+    for name, value in other.items():
+        console.print(f"  {name} {value} (trained with {record.recipe.get(name, 'the default')})")
     for name, value in metrics.items():
         logged = facts["metrics"].get(name)
         console.print(f"  {name:18} {value:.6f}" + (f"   (logged {logged:.6f})" if logged is not None else ""))
+    console.print(f"  {'GMACs':18} {cost.macs(student, student.config.image_size) / 1e9:.6f}")
 
 
 if __name__ == "__main__":

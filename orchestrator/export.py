@@ -12,8 +12,9 @@ import numpy as np
 import torch
 import typer
 
-from orchestrator import checkpoint, command, tracking
-from orchestrator.command import console
+from orchestrator import checkpoint, command, find, tracking
+from orchestrator.command import AFTERWARDS, console
+from orchestrator.method import recipe_from
 
 _TOLERANCE = 1e-4  # largest difference of normalised embeddings between torch and ONNX Runtime
 
@@ -28,6 +29,7 @@ def main(
     run_id: str = typer.Argument(..., help="From the table of a sweep, or the MLflow page.", metavar="RUN_ID"),
     form: Format = typer.Option(Format.safetensors, "--format"),
     to: str = typer.Option(".", "--to", help="Folder for the files.", metavar="DIR"),
+    settings: list[str] = AFTERWARDS,
 ) -> None:
     """Writes the student and a JSON file that says how to feed it and how it is built.
 
@@ -35,10 +37,19 @@ def main(
     """
     uri = tracking.tracking_uri(command.storage())
     record = tracking.read_record(uri, run_id)
+    recipe = recipe_from(find.recipe(record.method, record.benchmark), record.recipe)
+    other = command.inference_settings(record.method, recipe, settings)
     student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
+    name = "-".join([record.method, record.benchmark, run_id[:8], *(f"{k}-{v}" for k, v in other.items())])
+    if other:
+        without = [setting for setting in other if not hasattr(student.config, setting)]
+        if without:
+            raise ValueError(f"{without[0]} changes how a network is scored, not the network; leave it out")
+        student = checkpoint.reconfigured(student, other)
+        # The metrics are those of the network as it was trained.
+        facts = {k: v for k, v in facts.items() if k != "metrics"} | {"not_as_trained": other}
     folder = Path(to)
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{record.method}-{record.benchmark}-{run_id[:8]}"
     if form is Format.onnx:
         difference = export_onnx(student, folder / f"{name}.onnx")
         console.print(f"ONNX Runtime and torch differ by at most {difference:.1e} on random images")
@@ -53,6 +64,8 @@ def main(
 def export_onnx(student: checkpoint.Model, path: Path) -> float:
     """Writes an ONNX graph with a free batch size and compares it with torch.
 
+    A network that is told the camera has a second input, ``camera``, its number for every image.
+
     Returns:
         Largest difference of L2-normalised embeddings on eight random images.
 
@@ -63,19 +76,22 @@ def export_onnx(student: checkpoint.Model, path: Path) -> float:
 
     size = student.config.image_size
     images = torch.randn(8, 3, *size, generator=torch.Generator().manual_seed(0))
+    cameras = getattr(student.config, "cameras", 0)
+    inputs = {"images": images} | ({"camera": torch.arange(8) % cameras} if cameras else {})
+    batch = torch.export.Dim("batch", min=1)
     partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            student.eval(), (images,), str(partial), input_names=["images"], output_names=["embedding"],
-            dynamic_shapes={"images_BCHW": {0: torch.export.Dim("batch", min=1)}}, dynamo=True, external_data=False,
-            verbose=False,
+            student.eval(), tuple(inputs.values()), str(partial), input_names=list(inputs),
+            output_names=["embedding"], dynamic_shapes=tuple({0: batch} for _ in inputs), dynamo=True,
+            external_data=False, verbose=False,
         )  # fmt: skip
     session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
-    (exported,) = session.run(None, {"images": images.numpy()})
+    (exported,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
     with torch.no_grad():
-        expected = student(images).numpy()
+        expected = student(*inputs.values()).numpy()
     difference = float(np.abs(_unit(exported) - _unit(expected)).max())
     if not difference <= _TOLERANCE:
         partial.unlink()

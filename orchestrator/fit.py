@@ -55,7 +55,8 @@ def fit(
     for epoch in range(len(history) + 1, experiment.epochs + 1):
         rate = experiment.learning_rate(epoch)
         for group in experiment.optimizer.param_groups:
-            group["lr"] = rate * group.get("rate_scale", 1.0)
+            frozen = epoch <= group.get("frozen_epochs", 0)
+            group["lr"] = 0.0 if frozen else rate * group.get("rate_scale", 1.0)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         task.train()

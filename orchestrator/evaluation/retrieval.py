@@ -5,8 +5,9 @@ relevant gallery images at ranks r_1 < … < r_P (1-based, after the protocol's 
 
     AP = 1/P Σ_j j / r_j        CMC-k = [r_1 <= k]        INP = P / r_P
 
-Queries without a relevant image left are skipped and counted. Means are over the remaining queries. Not
-comparable: trapezoidal AP (Oxford buildings), MAP@R, R@K with a cut gallery.
+Queries without a relevant image left are skipped and counted. Means are over the remaining queries. AP by trapezoids
+(Oxford buildings, the first tool of Market-1501) is there on request: the mean with the precision just before the hit,
+(j - 1) / (r_j - 1), and 1 before rank 1. Not comparable: MAP@R, R@K with a cut gallery.
 
 No row is ever sorted: only the ranks of relevant images matter, and the rank of one is j plus the number of
 irrelevant images above it, which a histogram over the intervals between relevant similarities counts.
@@ -17,12 +18,14 @@ irrelevant images above it, which a histogram over the intervals between relevan
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 MAX_RANK = 50
+PrecisionRule = Literal["precision", "trapezoid"]
 _BLOCK_BYTES = 256 * 2**20  # of float32 similarities alive at once
 _HISTOGRAM_ENTRIES = 2**22  # similarities whose 64-bit interval numbers are alive at once
 
@@ -56,6 +59,7 @@ def evaluate(
     gallery_camera: Tensor | np.ndarray | None = None,
     leave_one_out: bool = False,
     block_bytes: int = _BLOCK_BYTES,
+    ap: PrecisionRule = "precision",
 ) -> RetrievalMetrics:
     """Searches every query in the gallery and scores the ranking.
 
@@ -67,18 +71,21 @@ def evaluate(
             are removed for that query.
         leave_one_out: query i and gallery i are the same image, which is removed for query i.
         block_bytes: bound on the similarities alive at once; memory does not grow with Q × G.
+        ap: precision at every hit, or its mean with the precision just before (see the module).
 
     Returns:
         :class:`RetrievalMetrics`.
 
     Raises:
-        ValueError: shapes that do not fit, an empty side, non-finite embeddings, only one side's cameras, or
-            no query with a relevant image.
+        ValueError: shapes that do not fit, an empty side, non-finite embeddings, only one side's cameras, no query
+            with a relevant image, or an unknown rule.
 
     >>> e = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     >>> round(evaluate(e[:1], e[1:], [7], [3, 7]).map, 3)  # the relevant image comes second
     0.5
     """
+    if ap not in get_args(PrecisionRule):
+        raise ValueError(f"ap must be one of {', '.join(get_args(PrecisionRule))}, got {ap!r}")
     query_QD, gallery_GD = _unit(query_QD, "query"), _unit(gallery_GD, "gallery")
     device = query_QD.device
     gallery_GD = gallery_GD.to(device)
@@ -120,8 +127,12 @@ def evaluate(
         found = counts_B > 0
         if not found.any():
             continue
-        inside_BP = np.arange(1, rank_BP.shape[1] + 1)[None, :] <= counts_B[:, None]
-        precision_BP = np.where(inside_BP, np.arange(1, rank_BP.shape[1] + 1)[None, :] / rank_BP, 0.0)
+        hit_P = np.arange(1, rank_BP.shape[1] + 1)
+        precision_BP = hit_P / rank_BP
+        if ap == "trapezoid":
+            before_BP = np.where(rank_BP > 1, (hit_P - 1) / np.maximum(rank_BP - 1, 1), 1.0)
+            precision_BP = (precision_BP + before_BP) / 2
+        precision_BP[hit_P > counts_B[:, None]] = 0.0
         average_precision_Q[block][found] = (precision_BP.sum(axis=1)[found]) / counts_B[found]
         first_rank_Q[block][found] = rank_BP[found, 0]
         inverse_penalty_Q[block][found] = counts_B[found] / rank_BP[found, counts_B[found] - 1]

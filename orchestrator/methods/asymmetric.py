@@ -310,7 +310,7 @@ def prepare(
     device = embedding.default_device()
     recipe = _with_used_views(method, recipe)
     prepared = _open(method, recipe, place, progress, verify=True)
-    facts = embedding.plain_facts(prepared.data) | {
+    facts = embedding.plain_facts(recipe, prepared.data) | {
         "teacher": networks(recipe)[1],
         "teacher_fingerprint": prepared.teacher_fingerprint,
         "gallery_cache": prepared.gallery.folder.name,
@@ -328,9 +328,9 @@ def prepare(
     else:
         source = embedding.frames(recipe, prepared.data.query, recipe.teacher_size, place, progress)
         query_QD = embedding.embed(prepared.teacher.to(device), source, len(prepared.data.query), device)
-    facts["teacher_metrics"] = embedding.score(prepared.data, query_QD, gallery_GD).log("teacher")
+    facts["teacher_metrics"] = embedding.score(recipe, prepared.data, query_QD, gallery_GD).log("teacher")
     random_QD = torch.randn(query_QD.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    chance = embedding.score(prepared.data, random_QD, gallery_GD)
+    chance = embedding.score(recipe, prepared.data, random_QD, gallery_GD)
     return facts | {"chance_metrics": chance.log("chance"), "valid_queries": chance.valid_queries}
 
 
@@ -447,7 +447,7 @@ def method(paper: str, recipes: dict[str, Any], distillation: Distillation) -> M
     """``METHOD`` of a method of this family."""
     names = {f.name for f in fields(AsymmetricRecipe)}
     prepared = {n for n in names if n.startswith("teacher")} | {
-        "dataset", "evaluate_on", "evaluate_symmetric", "student_size", "embedding_dim", "pixel_cache",
+        "dataset", "evaluate_on", "ap", "evaluate_symmetric", "student_size", "embedding_dim", "pixel_cache",
         "skip_unreadable", "views", "num_views", "flip", "erase", "erase_fill", *distillation.outputs_by,
         *distillation.prepared_by,
     }  # fmt: skip
@@ -575,13 +575,13 @@ def _evaluate(
     """Queries by the student, gallery by the teacher; optionally the student on both sides."""
     data = prepared.data
     query_QD = embedding.embed(task.student, prepared.query, len(data.query), device)
-    metrics = embedding.score(data, query_QD, gallery_GD).log("val")
+    metrics = embedding.score(recipe, data, query_QD, gallery_GD).log("val")
     if recipe.evaluate_symmetric:
         own_GD = query_QD
         if not data.leave_one_out:
             frames = embedding.frames(recipe, data.gallery, recipe.student_size, place)
             own_GD = embedding.embed(task.student, frames, len(data.gallery), device)
-        metrics |= embedding.score(data, query_QD, own_GD).log("symmetric")
+        metrics |= embedding.score(recipe, data, query_QD, own_GD).log("symmetric")
     return metrics
 
 
@@ -599,6 +599,7 @@ def _teacher_training(recipe: AsymmetricRecipe) -> supervised.Recipe:
     return replace(
         base,
         evaluate_on=recipe.evaluate_on,
+        ap=recipe.ap,
         student=recipe.teacher,
         student_width=recipe.teacher_width,
         student_size=recipe.teacher_size,

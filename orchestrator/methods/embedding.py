@@ -26,7 +26,7 @@ from orchestrator.cache import Progress, silent
 from orchestrator.datasets.augmentation import DRAWS, Augmentation, normalised
 from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, digest, fetch
 from orchestrator.datasets.sampling import identity_batches, own_part
-from orchestrator.evaluation.retrieval import RetrievalMetrics, evaluate, nearest
+from orchestrator.evaluation.retrieval import PrecisionRule, RetrievalMetrics, evaluate, nearest
 from orchestrator.method import (
     Batch,
     Count,
@@ -52,6 +52,7 @@ class TrainingRecipe:
 
     dataset: str  # file name of the reader in orchestrator/datasets
     evaluate_on: Literal["test", "validation"] = "test"
+    ap: PrecisionRule = "precision"  # average precision: at every hit, or by trapezoids as Market-1501's first tool
     # The network that is trained.
     student: str = "resnet18.tv_in1k"  # timm name
     student_size: Pixels = (64, 64)  # height × width in pixels
@@ -84,7 +85,9 @@ class TrainingRecipe:
 
 
 # Fields of a training that decide how fast and where it runs, not what comes out of it.
-NOT_PART_OF_A_TEACHER = ("pixel_cache", "loader_workers", "compile", "evaluate_every", "evaluate_on", "skip_unreadable")
+NOT_PART_OF_A_TEACHER = (
+    "pixel_cache", "loader_workers", "compile", "evaluate_every", "evaluate_on", "ap", "skip_unreadable",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,11 +280,12 @@ def supervised_losses(recipe: EmbeddingRecipe, student: Embedder, images_BCHW: T
 @torch.no_grad()
 def embed(
     model: nn.Module, source: "cache.Rows | Frames", count: int, device: torch.device, batch: int = 256,
-    workers: int = 0,
+    workers: int = 0, camera: np.ndarray | None = None,
 ) -> Tensor:  # fmt: skip
     """Raw float32 embeddings of all images, in order, in eval mode: (count, D) on the device.
 
     Every rank embeds a share and receives all rows. ``workers`` processes decode images that are not cached.
+    ``camera`` is the number of every image's camera, for networks that are told.
     """
     was_training = model.training
     model.eval()
@@ -289,7 +293,10 @@ def embed(
     own = (np.arange(share) + distributed.rank() * share).clip(max=count - 1)  # the last share may repeat its end
     requests = [own[start : start + batch] for start in range(0, share, batch)]
     decoding = workers if isinstance(source, Frames) else 0
-    parts = [model(model_input(model, frames, device)).float() for frames in fetch(source, requests, decoding)]
+    parts = []
+    for rows, frames in zip(requests, fetch(source, requests, decoding), strict=True):
+        told = () if camera is None else (torch.from_numpy(camera[rows]).to(device),)
+        parts.append(model(model_input(model, frames, device), *told).float())
     model.train(was_training)
     return distributed.gather_without_gradient(torch.cat(parts))[:count]
 
@@ -318,12 +325,13 @@ def model_input(model: nn.Module, frames: np.ndarray | Tensor, device: torch.dev
     return normalised(torch.as_tensor(frames).to(device), model.pixels)
 
 
-def score(data: RetrievalData, query_QD: Tensor, gallery_GD: Tensor) -> RetrievalMetrics:
+def score(recipe: TrainingRecipe, data: RetrievalData, query_QD: Tensor, gallery_GD: Tensor) -> RetrievalMetrics:
     """Metrics under the benchmark's own protocol."""
     cameras = (data.query.camera, data.gallery.camera) if data.camera_filter else (None, None)
     return evaluate(
-        query_QD, gallery_GD, data.query.identity, data.gallery.identity, *cameras, leave_one_out=data.leave_one_out
-    )
+        query_QD, gallery_GD, data.query.identity, data.gallery.identity, *cameras,
+        leave_one_out=data.leave_one_out, ap=recipe.ap,
+    )  # fmt: skip
 
 
 def panel(
@@ -373,10 +381,10 @@ def names_of(images: ImageSet, indices: np.ndarray) -> list[str]:
     return [images.keys[int(i)] for i in indices]
 
 
-def plain_facts(data: RetrievalData) -> dict[str, Any]:
+def plain_facts(recipe: TrainingRecipe, data: RetrievalData) -> dict[str, Any]:
     """What the record says about the data."""
     return {
-        "protocol": data.protocol,
+        "protocol": data.protocol + ("; AP by trapezoids" if recipe.ap == "trapezoid" else ""),
         "train_fingerprint": data.train.fingerprint,
         "query_fingerprint": data.query.fingerprint,
         "gallery_fingerprint": data.gallery.fingerprint,

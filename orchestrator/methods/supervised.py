@@ -44,7 +44,7 @@ def prepare(recipe: Recipe, place: Place, progress: Progress = silent) -> dict:
     data = embedding.load_data(recipe, place, progress)
     for images in data.sets().values():
         embedding.frames(recipe, images, recipe.student_size, place, progress, verify=True)
-    return embedding.plain_facts(data)
+    return embedding.plain_facts(recipe, data)
 
 
 def experiment(recipe: Recipe, place: Place, rank: int, world: int, device: torch.device) -> Experiment:
@@ -75,7 +75,7 @@ def evaluate(recipe: Recipe, data: RetrievalData, place: Place, task: Task, devi
         )
         for side, images in data.sets().items()
     }
-    return embedding.score(data, sides["query"], sides.get("gallery", sides["query"])).log("val")
+    return embedding.score(recipe, data, sides["query"], sides.get("gallery", sides["query"])).log("val")
 
 
 def check(recipe: Recipe, workers: int = 1) -> None:
@@ -129,5 +129,5 @@ METHOD = Method(
     prepare=prepare,
     experiment=experiment,
     evaluate=evaluate_student,
-    prepared_by=frozenset({"dataset", "evaluate_on", "student_size", "pixel_cache", "skip_unreadable"}),
+    prepared_by=frozenset({"dataset", "evaluate_on", "ap", "student_size", "pixel_cache", "skip_unreadable"}),
 )

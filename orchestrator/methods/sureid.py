@@ -13,8 +13,7 @@ field: the default is our reading, the comment says so, and the alternatives are
 field: α, β = 2, 1 of the two small sets are read in that order; the features are interpolated linearly with
 align_corners off; the logit term has the factor T²; occluders are jittered by ±0.5 and keep at least 0.6 of each side;
 random patches and erasing have the areas and ratios of the public code; the warm-up starts at 0.01 of the rate and the
-cosine ends at 0.002. Left out: camera embeddings, the jigsaw branch and overlapping patches of TransReID, and the
-frozen first epochs of DynamicViT's backbone.
+cosine ends at 0.002. Left out: the jigsaw branch of TransReID, whose groups of tokens mean nothing when most are gone.
 """
 
 from dataclasses import dataclass
@@ -52,6 +51,8 @@ class Recipe(TrainingRecipe):
     student_heads: Whole = 0
     patch_size: Whole = 0  # of both networks
     depth: Whole = 0  # of both networks
+    patch_stride: Whole = 0  # of both networks: pixels from patch to patch, 0 = no overlap; TransReID*: 12
+    camera_weight: Weight = 0.0  # of both networks: λ of TransReID's camera embedding, there 3.0; 0 = none
     weights: FilePath = ""  # a local file instead of timm's download
     pos_resize: Literal["bicubic", "bilinear"] = "bicubic"  # of the position embedding; TransReID: bilinear
     drop_path: Probability = 0.1  # public code
@@ -67,6 +68,8 @@ class Recipe(TrainingRecipe):
     attention_scale: Literal["head", "width"] = "head"  # 1/√(C/H); eq. 4 prints 1/√C
     rounding: Rounding = "floor"  # of N·p, public code
     token_order: Literal["position", "score"] = "position"
+    selection: Literal["predictor", "attention", "random"] = "predictor"  # at inference; the others are controls
+    selection_seed: Whole = 0  # of "random"
     inference: Literal["topk", "threshold"] = "topk"  # threshold: another count for every image, no speed-up
     reweight: Literal["post", "pre_last", "pool", "off"] = "post"  # eq. 8 as read; inert for the class token
     reweight_at_inference: bool = False
@@ -108,6 +111,7 @@ class Recipe(TrainingRecipe):
     learning_rate: Positive = 0.008
     bias_rate_scale: Positive = 2.0  # public code
     backbone_rate_scale: Positive = 1.0  # DynamicViT: 0.01
+    backbone_frozen_epochs: Whole = 0  # at the beginning; DynamicViT: 5
     weight_decay: Weight = 1e-4  # public code; not on λ of eq. 8
     epochs: Count = 200
     warmup_epochs: Whole = 5  # linear from 0.01, public code
@@ -156,7 +160,7 @@ class SUReID(Task):
         ]
         images_BCHW = torch.cat(views)  # B = views × images, a view after the other
         noise = gumbel_noise(batch["uniform"]) if recipe.hts else None
-        student = self.student.trained(images_BCHW, noise, recipe.gumbel_temperature)
+        student = self.student.trained(images_BCHW, noise, recipe.gumbel_temperature, self._seen_by(batch))
         # The neck sees the class tokens of all ranks: its statistics, like every loss here, are of the whole batch.
         feature_BD = distributed.gather(at_least_float32(student.feature_BD))
         neck_BD = self.student.after_neck(feature_BD) if recipe.classifies else feature_BD
@@ -233,7 +237,11 @@ class SUReID(Task):
         if self.recipe.teacher_view == "clean":
             own = self.teacher.backbone.norm.weight.dtype
             return batch["teacher"].to(own).repeat(self.recipe.views, 1)
-        return at_least_float32(self.teacher.trained(images_BCHW).feature_BD)
+        return at_least_float32(self.teacher.trained(images_BCHW, camera_B=self._seen_by(batch)).feature_BD)
+
+    def _seen_by(self, batch: Batch) -> Tensor | None:
+        """The camera of every row, for networks that are told."""
+        return batch["camera"].repeat(self.recipe.views) if self.recipe.camera_weight else None
 
 
 _CROSS_DOMAIN = {
@@ -275,6 +283,7 @@ METHOD = Method(
     teacher=sureid_training.teacher,
     teacher_folder=sureid_training.teacher_folder,
     evaluate=sureid_training.evaluate_student,
+    inference=sureid_training.inference,
     for_evaluation=sureid_training.for_evaluation,
     networks=sureid_training.networks,
     pictures=sureid_training.pictures,

@@ -32,12 +32,11 @@ if TYPE_CHECKING:
 
 # Recipe fields that change what is prepared: data, pixels, teacher, and the set of occluders.
 PREPARED_BY = frozenset({
-    "dataset", "evaluate_on", "student_size", "pixel_cache", "skip_unreadable", "npkd", "teacher_view", "noda",
-    "pixels", "patch_size", "depth", "occluders", "occluder_folder", "occluder_alpha", "occluder_count",
-    "occluder_seed", "teacher", "teacher_width", "teacher_heads", "teacher_weights", "teacher_logit_neck",
-    "teacher_triplet", "teacher_noda", "teacher_epochs", "teacher_learning_rate", "teacher_seed",
-    "teacher_start", "identities_per_batch", "images_per_identity", "precision", "pos_resize",
-    "teacher_pretrained",
+    "dataset", "evaluate_on", "ap", "student_size", "pixel_cache", "skip_unreadable", "npkd", "teacher_view", "noda",
+    "pixels", "patch_size", "patch_stride", "camera_weight", "depth", "occluders", "occluder_folder", "occluder_alpha",
+    "occluder_count", "occluder_seed", "teacher", "teacher_width", "teacher_heads", "teacher_weights",
+    "teacher_logit_neck", "teacher_triplet", "teacher_noda", "teacher_epochs", "teacher_learning_rate", "teacher_seed",
+    "teacher_start", "identities_per_batch", "images_per_identity", "precision", "pos_resize", "teacher_pretrained",
 })  # fmt: skip
 STAGES, COLUMNS = 3, 2  # of the Gumbel noise
 
@@ -82,11 +81,12 @@ def _check_start(pretrained: bool, file: str, sizes: tuple[int, int], recipe: "R
         )
 
 
-def student_config(recipe: "Recipe", num_classes: int = 0) -> PrunedViTConfig:
+def student_config(recipe: "Recipe", num_classes: int = 0, cameras: int = 0) -> PrunedViTConfig:
     pruning = {
         "stages": recipe.stages, "keep_ratio": recipe.keep_ratio, "rounding": recipe.rounding,
         "predictor": recipe.predictor, "keep_column": recipe.keep_column, "inference": recipe.inference,
-        "token_order": recipe.token_order, "softmax_guard": recipe.softmax_guard, "reweight": recipe.reweight,
+        "token_order": recipe.token_order, "selection": recipe.selection, "selection_seed": recipe.selection_seed,
+        "softmax_guard": recipe.softmax_guard, "reweight": recipe.reweight,
         "reweight_at_inference": recipe.reweight_at_inference,
     }  # fmt: skip
     return PrunedViTConfig(
@@ -96,6 +96,8 @@ def student_config(recipe: "Recipe", num_classes: int = 0) -> PrunedViTConfig:
         width=recipe.student_width,
         heads=recipe.student_heads,
         depth=recipe.depth,
+        patch_stride=recipe.patch_stride,
+        **({"cameras": cameras, "camera_weight": recipe.camera_weight} if recipe.camera_weight else {}),
         attention_scale=recipe.attention_scale,
         pruning=recipe.hts,
         **(pruning if recipe.hts else {}),
@@ -106,8 +108,8 @@ def student_config(recipe: "Recipe", num_classes: int = 0) -> PrunedViTConfig:
     )
 
 
-def teacher_config(recipe: "Recipe") -> PrunedViTConfig:
-    return student_config(teacher_training(recipe))
+def teacher_config(recipe: "Recipe", cameras: int = 0) -> PrunedViTConfig:
+    return student_config(teacher_training(recipe), cameras=cameras)
 
 
 def teacher_training(recipe: "Recipe") -> "Recipe":
@@ -121,7 +123,7 @@ def teacher_training(recipe: "Recipe") -> "Recipe":
     base = recipes[recipe.dataset]
     occluders = ("occluders", "occluder_folder", "occluder_alpha", "occluder_count", "occluder_seed")
     as_student = (  # how the data are sampled; where, how fast and at which precision it runs
-        "identities_per_batch", "images_per_identity", "evaluate_on", "pixel_cache", "loader_workers", "compile",
+        "identities_per_batch", "images_per_identity", "evaluate_on", "ap", "pixel_cache", "loader_workers", "compile",
         "precision", "pos_resize", "skip_unreadable", *(occluders if recipe.teacher_noda else ()),
     )  # fmt: skip
     return replace(
@@ -133,6 +135,8 @@ def teacher_training(recipe: "Recipe") -> "Recipe":
         student_width=recipe.teacher_width,
         student_heads=recipe.teacher_heads,
         patch_size=recipe.patch_size,
+        patch_stride=recipe.patch_stride,
+        camera_weight=recipe.camera_weight,
         depth=recipe.depth,
         hts=False,
         npkd=False,
@@ -176,6 +180,7 @@ class Prepared:
     frames: dict[str, Rows | Frames]  # by side of the data: train, query, gallery
     teacher: PrunedViT | None
     occluders: Occluders | None
+    cameras: dict[str, np.ndarray] = field(default_factory=dict)  # what networks are told of them, by side
     teacher_fingerprint: str = ""
     taught: dict[str, Rows] = field(default_factory=dict)  # the teacher's class tokens of the plain images, by side
 
@@ -185,7 +190,7 @@ def prepare(recipe: "Recipe", place: Place, progress: Progress = silent) -> dict
     device = embedding.default_device()
     prepared = _open(recipe, place, progress, verify=True)
     data = prepared.data
-    facts = embedding.plain_facts(data)
+    facts = embedding.plain_facts(recipe, data)
     if prepared.occluders is not None:
         facts |= {"occluders": str(prepared.occluders), "occluders_fingerprint": prepared.occluders.fingerprint}
     if prepared.teacher is not None:
@@ -198,12 +203,12 @@ def prepare(recipe: "Recipe", place: Place, progress: Progress = silent) -> dict
             facts["target_cache"] = prepared.taught["train"].folder.name
         facts["gallery_cache"] = prepared.taught["gallery"].folder.name
         sides = [torch.from_numpy(prepared.taught[s](np.arange(len(prepared.taught[s])))) for s in ("query", "gallery")]
-        facts["teacher_metrics"] = embedding.score(data, *(s.to(device) for s in sides)).log("teacher")
+        facts["teacher_metrics"] = embedding.score(recipe, data, *(s.to(device) for s in sides)).log("teacher")
     generator = torch.Generator().manual_seed(0)
     sides = [torch.randn(len(s), 128, generator=generator) for s in (data.query, data.gallery)]
     if data.leave_one_out:
         sides[1] = sides[0]
-    chance = embedding.score(data, *(s.to(device) for s in sides))
+    chance = embedding.score(recipe, data, *(s.to(device) for s in sides))
     return facts | {"chance_metrics": chance.log("chance"), "valid_queries": chance.valid_queries}
 
 
@@ -215,10 +220,8 @@ def experiment(
     prepared = _open(recipe, place)
     train = prepared.data.train
     torch.manual_seed(recipe.seed)
-    student = PrunedViT(
-        student_config(recipe, train.num_identities), recipe.pretrained, recipe.weights, recipe.drop_path,
-        recipe.pos_resize,
-    )  # fmt: skip
+    config = student_config(recipe, train.num_identities, _num_cameras(train))
+    student = PrunedViT(config, recipe.pretrained, recipe.weights, recipe.drop_path, recipe.pos_resize)
     task = task_of(recipe, student, prepared.teacher).to(device)
     # Equal weights on all ranks, but not equal paths dropped.
     torch.manual_seed(int(np.random.SeedSequence((recipe.seed, rank, 4)).generate_state(1)[0]))
@@ -270,6 +273,12 @@ def evaluate_student(student: PrunedViT, recipe: "Recipe", place: Place) -> dict
     return _scores(recipe, _open(for_evaluation(recipe), place), student.to(device), device, "val")
 
 
+def inference(recipe: "Recipe") -> frozenset[str]:
+    """The same weights may keep other tokens: predictors rank them whatever p they were trained with."""
+    tokens = ("keep_ratio", "rounding", "token_order", "selection", "selection_seed", "inference")
+    return frozenset({"ap", *(tokens if recipe.hts else ())})
+
+
 def for_evaluation(recipe: "Recipe") -> "Recipe":
     """Neither teacher nor occluders nor cameras of the training set are needed to score a student."""
     return replace(recipe, npkd=False, noda=False, triplet_mining="plain")
@@ -289,7 +298,7 @@ def pictures(student: PrunedViT, recipe: "Recipe", place: Place) -> dict[str, Pa
 
     @torch.no_grad()
     def embed_queries(chosen: np.ndarray) -> Tensor:
-        return student(embedding.model_input(student, prepared.frames["query"](chosen), device))
+        return student(*_inputs(student, prepared, "query", chosen, device))
 
     found: dict[str, Panel | Sheet | Points] = {
         "retrieval": embedding.panel(prepared.data, embed_queries, gallery_GD, recipe.student_size),
@@ -297,19 +306,18 @@ def pictures(student: PrunedViT, recipe: "Recipe", place: Place) -> dict[str, Pa
         "views": _view_sheet(recipe, prepared),
     }
     if recipe.hts:
-        found["tokens"] = token_sheet(student, torch.as_tensor(prepared.frames["query"](_spread(prepared, 8))), device)
+        found["tokens"] = _token_sheet(prepared, student, device)
     return found
 
 
 @torch.no_grad()
-def token_sheet(student: PrunedViT, frames_B3HW: Tensor, device: torch.device) -> Sheet:
-    """Every image and what is left of it after each stage; dropped patches are whitened."""
-    student = student.eval().to(device)
-    _, masks_BSN = student.masked(embedding.model_input(student, frames_B3HW, device))
-    rows, columns = student.backbone.patch_embed.grid_size
-    height, width = frames_B3HW.shape[2] // rows, frames_B3HW.shape[3] // columns
-    kept = masks_BSN.cpu().view(len(frames_B3HW), -1, rows, columns)
-    kept = kept.repeat_interleave(height, 2).repeat_interleave(width, 3)[:, :, None].bool()
+def _token_sheet(prepared: Prepared, student: PrunedViT, device: torch.device) -> Sheet:
+    """A few queries and what is left of each after each stage; dropped patches are whitened."""
+    chosen = _spread(prepared, 8)
+    frames_B3HW = torch.as_tensor(prepared.frames["query"](chosen))
+    _, masks_BSN = student.eval().masked(*_inputs(student, prepared, "query", chosen, device))
+    kept = masks_BSN.cpu().view(len(frames_B3HW), -1, *student.backbone.patch_embed.grid_size)
+    kept = nn.functional.interpolate(kept, frames_B3HW.shape[2:])[:, :, None].bool()
     shown = torch.where(kept, frames_B3HW[:, None], (frames_B3HW[:, None] // 8 + 223).to(torch.uint8))
     shown = torch.cat([frames_B3HW[:, None], shown], dim=1).permute(0, 1, 3, 4, 2).numpy()
     # Images side by side, stages below each other.
@@ -332,7 +340,7 @@ def _identity_map(prepared: Prepared, student: PrunedViT, gallery_GD: Tensor, de
     }
     label = np.concatenate([getattr(data, side).identity[rows] for side, rows in sides.items()])
     marked = np.concatenate([np.full(len(rows), side == "query") for side, rows in sides.items()])
-    own = [student(embedding.model_input(student, prepared.frames["query"](sides["query"]), device))]
+    own = [student(*_inputs(student, prepared, "query", sides["query"], device))]
     embedded = {"student": torch.cat([*own, gallery_GD[torch.from_numpy(sides["gallery"])]]).float().cpu()}
     if prepared.taught:
         taught = [prepared.taught[side](rows) for side, rows in sides.items()]
@@ -383,9 +391,32 @@ def _open(recipe: "Recipe", place: Place, progress: Progress = silent, verify: b
     }
     frames.setdefault("gallery", frames["query"])
     prepared = Prepared(data, frames, None, _occluders(recipe, data))
+    if recipe.camera_weight:
+        prepared.cameras = {
+            side: _camera_index(data.train, getattr(data, side)) for side in ("train", "query", "gallery")
+        }
     if recipe.npkd:
         _add_teacher(prepared, recipe, place, progress, verify)
     return prepared
+
+
+def _num_cameras(train: ImageSet) -> int:
+    return 0 if train.camera is None else len(np.unique(train.camera))
+
+
+def _camera_index(train: ImageSet, images: ImageSet) -> np.ndarray:
+    """Every image's camera as its place among the training set's cameras.
+
+    Raises:
+        ValueError: an image of a camera that the training set does not have.
+    """
+    known = np.unique(train.camera) if train.camera is not None else np.array([], np.int64)
+    camera = images.camera if images.camera is not None else np.full(len(images), -1)
+    unseen = np.setdiff1d(camera, known)
+    if len(unseen):
+        what = "has no cameras" if images.camera is None else f"has camera {unseen[0]}, {train.name} has not"
+        raise ValueError(f"the camera embedding needs known cameras, and {images.name} {what}; set camera_weight to 0")
+    return np.searchsorted(known, camera)
 
 
 def _occluders(recipe: "Recipe", data: RetrievalData) -> Occluders | None:
@@ -401,7 +432,7 @@ def _occluders(recipe: "Recipe", data: RetrievalData) -> Occluders | None:
 def _add_teacher(prepared: Prepared, recipe: "Recipe", place: Place, progress: Progress, verify: bool) -> None:
     """Raises ValueError when the teacher is of another network, or its classes are not those of the training set."""
     path = Path(recipe.teacher_weights or Path(teacher_folder(recipe, place)) / "teacher.safetensors")
-    found, facts = checkpoint.load_model(path, teacher_config(recipe))
+    found, facts = checkpoint.load_model(path, teacher_config(recipe, _num_cameras(prepared.data.train)))
     classes = embedding.classes_fingerprint(prepared.data.train)
     if facts.get("classes_fingerprint", classes) != classes:
         raise ValueError(f"the classes of {path} are not the identities of {prepared.data.train.name}")
@@ -428,8 +459,18 @@ def _taught(network: PrunedViT, prepared: Prepared, side: str, rows: np.ndarray)
     device = embedding.default_device()
     network = network.to(device)
     for start in range(0, len(rows), 256):
-        images_BCHW = embedding.model_input(network, prepared.frames[side](rows[start : start + 256]), device)
-        yield {"value": network.trained(images_BCHW).feature_BD.float()}
+        images_BCHW, camera_B = _inputs(network, prepared, side, rows[start : start + 256], device)
+        yield {"value": network.trained(images_BCHW, camera_B=camera_B).feature_BD.float()}
+
+
+def _inputs(
+    network: PrunedViT, prepared: Prepared, side: str, rows: np.ndarray, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Images of one side as the network wants them, and their cameras where it is told."""
+    images_BCHW = embedding.model_input(network, prepared.frames[side](rows), device)
+    if not prepared.cameras:
+        return images_BCHW, None
+    return images_BCHW, torch.from_numpy(prepared.cameras[side][rows]).to(device)
 
 
 Request = tuple[np.ndarray, list[np.ndarray], tuple[int, ...]]  # image numbers, draws of every view, key of the noise
@@ -454,7 +495,8 @@ def _loader(recipe: "Recipe", prepared: Prepared, num_tokens: int, rank: int, wo
     """Turns a request into what the task is given; runs in worker processes where images are decoded."""
     source, train, occluders = prepared.frames["train"], prepared.data.train, prepared.occluders
     labels = torch.from_numpy(train.labels)
-    cameras = torch.from_numpy(np.zeros(len(train), np.int64) if train.camera is None else train.camera)
+    camera = np.zeros(len(train), np.int64) if train.camera is None else np.unique(train.camera, return_inverse=True)[1]
+    cameras = torch.from_numpy(camera)
     augments = augmentations(recipe)
 
     def overlay(augment: PersonAugmentation, draws: np.ndarray) -> Tensor:
@@ -493,14 +535,18 @@ def _loader(recipe: "Recipe", prepared: Prepared, num_tokens: int, rank: int, wo
 
 def _optimizer(recipe: "Recipe", task: Task) -> Optimizer:
     """Biases learn at a multiple of the rate; λ of eq. 8 does not decay. Rates are set by the training loop."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, int, float], list[nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:
+            backbone = name.startswith("student.backbone.")
             scale = recipe.bias_rate_scale if name.endswith("bias") else 1.0
-            scale *= recipe.backbone_rate_scale if name.startswith("student.backbone.") else 1.0
+            scale *= recipe.backbone_rate_scale if backbone else 1.0
             decay = 0.0 if name == "student.reweight" else recipe.weight_decay
-            groups.setdefault((scale, decay), []).append(parameter)
-    options = [{"params": p, "rate_scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
+            groups.setdefault((scale, recipe.backbone_frozen_epochs * backbone, decay), []).append(parameter)
+    options = [
+        {"params": p, "rate_scale": scale, "frozen_epochs": frozen, "weight_decay": decay}
+        for (scale, frozen, decay), p in groups.items()
+    ]
     if recipe.optimizer == "adamw":
         return AdamW(options, lr=recipe.learning_rate)
     return SGD(options, lr=recipe.learning_rate, momentum=recipe.momentum)
@@ -508,7 +554,8 @@ def _optimizer(recipe: "Recipe", task: Task) -> Optimizer:
 
 def _embed(recipe: "Recipe", prepared: Prepared, network: PrunedViT, side: str, device: torch.device) -> Tensor:
     count = len(getattr(prepared.data, side))
-    return embedding.embed(network, prepared.frames[side], count, device, workers=recipe.loader_workers)
+    camera = prepared.cameras.get(side)
+    return embedding.embed(network, prepared.frames[side], count, device, workers=recipe.loader_workers, camera=camera)
 
 
 def _scores(
@@ -517,4 +564,4 @@ def _scores(
     """The network on both sides, tokens really removed."""
     query_QD = _embed(recipe, prepared, network, "query", device)
     gallery_GD = query_QD if prepared.data.leave_one_out else _embed(recipe, prepared, network, "gallery", device)
-    return embedding.score(prepared.data, query_QD, gallery_GD).log(name)
+    return embedding.score(recipe, prepared.data, query_QD, gallery_GD).log(name)

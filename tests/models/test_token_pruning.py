@@ -323,6 +323,69 @@ def test_threshold_inference_keeps_another_number_for_every_image():
         assert torch.equal(masks[:, 0], (log_pi[:, :, 1] > log_pi[:, :, 0]).double())
 
 
+@pytest.mark.parametrize("ratio", [0.5, 0.8])
+@pytest.mark.parametrize("selection", ["attention", "random"])
+def test_other_choices_of_tokens_are_controls(selection, ratio):
+    net, x = network(sharp=True, selection=selection, keep_ratio=ratio), images()
+    with torch.no_grad():
+        (gathered, places), (masked, _) = net.gathered(x), net.masked(x)
+        torch.testing.assert_close(gathered, masked, rtol=0, atol=1e-13)
+        if selection == "random":  # the same positions of every image, other ones with another seed
+            assert all((place == place[:1]).all() for place in places)
+            other = network(selection="random", selection_seed=1, keep_ratio=ratio).gathered(x)[1]
+            assert not torch.equal(other[0], places[0])
+            return
+        block, tokens = net.backbone.blocks[0], net._tokens(x)  # the first stage is before block 1
+        query, key, _ = block.attn.heads(block.norm1(tokens))
+        weight = (query @ key.transpose(2, 3) / 16**0.5).softmax(dim=3).mean(dim=1)
+        expected = weight[:, 0, 1:].topk(net.counts[0], dim=1).indices.sort(dim=1).values
+        assert torch.equal(places[0], expected)
+        # Training is the predictor's whatever is chosen by later.
+        one, two = (network(selection=s).train().trained(x, noise()).masks_BSN for s in (selection, "predictor"))
+        assert torch.equal(one, two)
+
+
+def test_overlapping_patches_are_windows_of_the_image():
+    net, x = network(patch_stride=6, sharp=True), images()
+    assert (
+        net.backbone.patch_embed.grid_size == (10, 5) and net.num_tokens == 50
+    )  # (64 - 8) // 6 + 1, (32 - 8) // 6 + 1
+    tokens = net.backbone.patch_embed(x)
+    kernel, bias = net.backbone.patch_embed.proj.weight, net.backbone.patch_embed.proj.bias
+    for row, column in ((0, 0), (3, 4), (9, 2)):
+        window = x[:, :, 6 * row : 6 * row + 8, 6 * column : 6 * column + 8]
+        expected = (window[:, None] * kernel).sum(dim=(2, 3, 4)) + bias
+        torch.testing.assert_close(tokens[:, 5 * row + column], expected)
+    with torch.no_grad():
+        torch.testing.assert_close(net.gathered(x)[0], net.masked(x)[0], rtol=0, atol=1e-13)
+    # TransReID's sliding window at full size.
+    with torch.device("meta"):
+        whole = PrunedViT(PrunedViTConfig(patch_stride=12))
+    assert whole.backbone.patch_embed.grid_size == (21, 10) and whole.backbone.pos_embed.shape[1] == 211
+    side_by_side = network(patch_stride=8)
+    side_by_side.load_state_dict(network().state_dict())
+    with torch.no_grad():
+        assert torch.equal(side_by_side(x), network()(x))
+
+
+def test_a_camera_is_a_vector_on_every_token():
+    net, x = network(cameras=3, camera_weight=2.0, sharp=True), images()
+    camera = torch.tensor([2, 0, 2])
+    without = network(sharp=True)
+    without.load_state_dict({k: v for k, v in net.state_dict().items() if k != "cameras"})
+    with torch.no_grad():
+        torch.testing.assert_close(net._tokens(x, camera), without._tokens(x) + 2.0 * net.cameras[camera][:, None])
+        torch.testing.assert_close(net._tokens(x), without._tokens(x) + 2.0 * net.cameras.mean(0))
+        torch.testing.assert_close(net.gathered(x, camera)[0], net.masked(x, camera)[0], rtol=0, atol=1e-13)
+        torch.testing.assert_close(net(x, camera)[1:], net(x[1:], camera[1:]))
+        assert not torch.allclose(net(x, camera), net(x))
+    net.train().trained(x, noise(), camera_B=camera).feature_BD.square().sum().backward()
+    assert (net.cameras.grad[[0, 2]] != 0).any(dim=1).all() and (net.cameras.grad[1] == 0).all()
+    plain = network(cameras=3, pruning=False)
+    plain.trained(x, camera_B=camera).feature_BD.square().sum().backward()
+    assert plain.cameras.grad.abs().sum() > 0
+
+
 def test_dynamicvit_weights_keep_by_the_other_column():
     net, x = network(sharp=True), images()
     swapped = network(keep_column=0)
@@ -378,6 +441,11 @@ def test_deit_small_costs_what_the_table_says_and_has_its_lengths(ratio):
     ("changes", "words"),
     [
         ({"image_size": (60, 32)}, "not whole patches"),
+        ({"patch_stride": 9}, "patch_stride must be at most the patch, 8×8 pixels"),
+        ({"patch_stride": 6, "image_size": (64, 7)}, "at least one patch; got 6 and 64×7"),
+        ({"patch_stride": -1}, "sizes must be positive"),
+        ({"inference": "threshold", "selection": "random"}, "needs selection=predictor, got random"),
+        ({"camera_weight": -1.0}, "camera_weight must be at least 0"),
         ({"stages": (3, 1, 4)}, "stages must rise"),
         ({"stages": (1, 3, 6)}, "stages must rise"),
         ({"stages": (1, 3, 5), "reweight": "pre_last"}, "stages must rise"),

@@ -182,7 +182,20 @@ def test_a_sweep_of_token_pruning_and_its_report(
     text = (storage / "sweeps" / "sureid_components-folder-1" / "report.md").read_text()
     for part in ("teacher on both sides", "GMACs", "Accuracy and throughput", "table IV", "57.60", "1074", "not run"):
         assert part in text, part
-    assert "(logged" in call(evaluate.main, runs["SUReID"].info.run_id).output
+    pruned, whole = (runs[name].info.run_id for name in ("SUReID", "none"))
+    assert "(logged" in call(evaluate.main, pruned).output
+    fewer = call(evaluate.main, pruned, "--set", "keep_ratio=0.5", "--set", "ap=trapezoid").output
+    assert "keep_ratio 0.5 (trained with 0.7)" in fewer and "AP by trapezoids" in fewer and "GMACs" in fewer
+    assert "keep_ratio cannot be changed after the training; what can: ap" in error(
+        evaluate.main, whole, "--set", "keep_ratio=0.5"
+    )
+    assert "epochs cannot be changed after the training" in error(export.main, pruned, "--set", "epochs=3")
+    assert "ap changes how a network is scored" in error(export.main, pruned, "--set", "ap=trapezoid")
+    to = storage / "taken"
+    call(export.main, pruned, "--to", to, "--set", "keep_ratio=0.5")
+    (facts,) = (json.loads(p.read_text()) for p in to.glob(f"sureid-folder-{pruned[:8]}-keep_ratio-0.5.json"))
+    assert facts["model"]["keep_ratio"] == 0.5 and facts["facts"]["not_as_trained"] == {"keep_ratio": 0.5}
+    assert "metrics" not in facts["facts"]
 
 
 def test_single_runs_finish_or_say_why_not(local_ray, tiny_arguments, storage, tiny_root, tiny_teacher):

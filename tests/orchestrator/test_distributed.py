@@ -130,6 +130,7 @@ JOBS = {
 SUREID_JOBS = {
     "sureid": {"clip_norm": 1.0},
     "sureid per view": {"noda_triplet": "per_view", "triplet_mining": "camera", "align": "st_linear"},
+    "sureid cameras": {"camera_weight": 3.0, "patch_stride": 6, "npkd": False},
     "sureid clean teacher": {"teacher_view": "clean", "noda": False, "reweight": "pool"},
 }
 

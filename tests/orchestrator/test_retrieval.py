@@ -58,6 +58,37 @@ def test_equals_the_loops(seed, lattice, mode):
     assert metrics.rank5 == metrics.cmc[4] and metrics.rank10 == metrics.cmc[9]
 
 
+def curve_area(relevant):
+    """Area under the precision-recall curve, walked image by image as the first tool of Market-1501 did."""
+    recall = area = 0.0
+    precision, hits = 1.0, 0
+    for place, hit in enumerate(relevant, 1):
+        hits += int(hit)
+        before, precision = precision, hits / place
+        area += (hits / sum(relevant) - recall) * (before + precision) / 2
+        recall = hits / sum(relevant)
+    return area
+
+
+@pytest.mark.parametrize("lattice", [False, True], ids=["random", "ties"])
+def test_average_precision_by_trapezoids(lattice):
+    query, gallery, qid, gid, rng = random_case(5, lattice=lattice)
+    qcam, gcam = rng.integers(0, 3, len(query)), rng.integers(0, 3, len(gallery))
+    found = evaluate(query, gallery, qid, gid, qcam, gcam, ap="trapezoid")
+    similarity = (
+        torch.nn.functional.normalize(torch.from_numpy(query))
+        @ torch.nn.functional.normalize(torch.from_numpy(gallery)).T
+    )
+    for i, order in enumerate(similarity.argsort(dim=1, descending=True, stable=True).tolist()):
+        relevant = [gid[j] == qid[i] for j in order if not (gid[j] == qid[i] and gcam[j] == qcam[i])]
+        if any(relevant):
+            assert found.average_precision[i] == pytest.approx(curve_area(relevant), abs=1e-12)
+    plain = evaluate(query, gallery, qid, gid, qcam, gcam)
+    assert found.map < plain.map and found.rank1 == plain.rank1
+    first = evaluate(np.eye(2), np.eye(2), [0, 1], [0, 1], ap="trapezoid")
+    assert first.map == 1.0
+
+
 @pytest.mark.parametrize("block_bytes", [1, 400, 4 * 61 * 5, 2**20])
 def test_blocks_do_not_change_the_result(block_bytes):
     query, gallery, qid, gid, _ = random_case(1)
@@ -108,6 +139,7 @@ def test_all_relevant_and_more_than_fifty():
         ({"query_QD": np.zeros((2, 4))}, "wide"),
         ({"query_QD": np.full((2, 3), np.nan)}, "2 of 2 query embeddings are not finite"),
         ({"query_identity": [8, 9]}, "no query has a relevant gallery image"),
+        ({"ap": "area"}, "ap must be one of precision, trapezoid, got 'area'"),
         ({"query_identity": [1]}, "one entry per image"),
         ({"query_camera": [0, 0]}, "cameras are needed for both"),
         ({"leave_one_out": True}, "one gallery row per query"),

@@ -1,5 +1,6 @@
 """SUReID as a whole: the total, two views, resuming with its noise, the teacher, pictures, export, wrong input."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -193,6 +194,72 @@ def test_a_clean_teacher_view_is_the_plain_image(recipe, place):
     torch.testing.assert_close(batch["teacher"], task.teacher.trained(plain).feature_BD, rtol=1e-4, atol=1e-5)
 
 
+def test_a_frozen_backbone_stays_for_its_epochs(recipe, place):
+    settings = recipe(backbone_frozen_epochs=1, epochs=2, warmup_epochs=0)
+    METHOD.prepare(settings, place)
+    experiment = METHOD.experiment(settings, place, 0, 1, CPU)
+    seen = [{n: p.detach().clone() for n, p in experiment.task.named_parameters() if p.requires_grad}]
+    fit(experiment, CPU, on_epoch=lambda epoch, metrics, state: seen.append(
+        {n: p.detach().clone() for n, p in experiment.task.named_parameters() if p.requires_grad}))  # fmt: skip
+    backbone = [n for n in seen[0] if n.startswith("student.backbone.")]
+    assert all(torch.equal(seen[0][n], seen[1][n]) for n in backbone)
+    assert not torch.equal(seen[0]["student.classifier.weight"], seen[1]["student.classifier.weight"])
+    assert not any(torch.equal(seen[1][n], seen[2][n]) for n in backbone if n.endswith("weight"))
+
+
+def test_networks_that_are_told_the_camera(recipe, place, tmp_path):
+    """Teacher, student, evaluation, pictures and export see the same cameras; the two are 1 and 2 in the data."""
+    told = {"camera_weight": 3.0, "patch_stride": 6}
+    training = sureid_training.teacher_training(recipe(**told))
+    torch.manual_seed(4)
+    config = sureid_training.student_config(training, num_classes=16, cameras=2)
+    checkpoint.save_model(tmp_path, PrunedViT(config), {}, "teacher")
+    settings = recipe(**told, teacher_weights=str(tmp_path / "teacher.safetensors"))
+    task, batch = first(settings, place)
+    assert set(batch["camera"].tolist()) == {0, 1} and task.student.num_tokens == 10
+    task(batch).total.backward()
+    assert (task.student.cameras.grad != 0).any(dim=1).all()
+    swapped = task({**batch, "camera": 1 - batch["camera"]})
+    assert swapped.terms["feature"].item() != pytest.approx(task(batch).terms["feature"].item(), rel=1e-4)
+
+    student = task.student.eval()
+    found = METHOD.evaluate(student, settings, place)
+    data = embedding.load_data(settings, place)
+    sides = {}
+    for side, images in data.sets().items():
+        frames = embedding.frames(settings, images, settings.student_size, place, resize="bicubic")
+        with torch.no_grad():
+            pixels = embedding.model_input(student, frames(np.arange(len(images))), CPU)
+            sides[side] = student(pixels, torch.from_numpy(images.camera - 1))
+    assert found == embedding.score(settings, data, sides["query"], sides["gallery"]).log("val")
+    assert set(METHOD.pictures(student, settings, place)) == {"retrieval", "identities", "views", "tokens"}
+    assert export.export_onnx(student, tmp_path / "student.onnx") < 1e-4
+    checkpoint.save_model(tmp_path, student, {})
+    stored, _ = checkpoint.load_model(tmp_path / "student.safetensors")
+    assert torch.equal(stored.cameras, student.cameras) and any("tensor cameras" in a for a in stored.architecture)
+
+
+def test_cameras_that_the_training_set_does_not_have(recipe, place, monkeypatch):
+    load = find.dataset("folder")
+
+    def with_cameras(query, gallery):
+        def changed_data(data_root, evaluate_on):
+            data = load(data_root, evaluate_on)
+            sides = {"query": query(data.query.camera), "gallery": gallery(data.gallery.camera)}
+            sides = {side: dataclasses.replace(getattr(data, side), camera=camera) for side, camera in sides.items()}
+            return dataclasses.replace(data, **sides, camera_filter=sides["query"].camera is not None)
+
+        monkeypatch.setattr(find, "dataset", lambda name: changed_data)
+
+    told = recipe(camera_weight=3.0, npkd=False)
+    with_cameras(lambda camera: camera, lambda camera: camera + 5)
+    with pytest.raises(ValueError, match="folder/gallery has camera 6, folder/train has not; set camera_weight to 0"):
+        METHOD.prepare(told, place)
+    with_cameras(lambda camera: None, lambda camera: None)
+    with pytest.raises(ValueError, match="needs known cameras, and folder/query has no cameras"):
+        METHOD.prepare(told, place)
+
+
 @pytest.mark.parametrize("source", ["folder", "train_crops"])
 def test_other_sets_of_occluders(recipe, place, tiny_root, source):
     settings = recipe(occluders=source, occluder_folder=str(tiny_root / "train" / "0000"), occluder_count=6)
@@ -227,6 +294,22 @@ def test_student_file_export_and_pictures(recipe, place, tmp_path):
     for stage, left in ((1, 5), (2, 3), (3, 2)):
         same = (images[stage] == images[0]).all(-1).reshape(-1, 4, 8, 2, 8).all((2, 4))
         assert (same.sum((1, 2)) == left).all()
+
+
+def test_a_student_keeps_more_or_fewer_tokens_than_in_training(recipe, place):
+    settings = recipe()
+    METHOD.prepare(settings, place)
+    student = METHOD.experiment(settings, place, 0, 1, CPU).task.student.eval()
+    frames = torch.randn(2, 3, 32, 16)
+    with torch.no_grad():
+        fewer = checkpoint.reconfigured(copy.deepcopy(student), {"keep_ratio": 0.5, "ap": "trapezoid"})
+        assert fewer.counts == (4, 2, 1) and [p.shape[1] for p in fewer.gathered(frames)[1]] == [4, 2, 1]
+        whole = checkpoint.reconfigured(copy.deepcopy(student), {"keep_ratio": 1.0})
+        expected = whole.backbone.forward_features(frames)[:, 0]
+        torch.testing.assert_close(whole(frames), expected)
+    assert METHOD.inference(settings) == {
+        "ap", "keep_ratio", "rounding", "token_order", "selection", "selection_seed", "inference"}  # fmt: skip
+    assert METHOD.inference(recipe(hts=False)) == {"ap"}
 
 
 def test_a_teacher_with_other_classes_is_refused(recipe, place, tmp_path):
