@@ -470,7 +470,7 @@ class PrunedViT(nn.Module):
         config = self.config
         if config.selection == "random":
             chance_N = torch.from_numpy(np.random.default_rng(config.selection_seed).random(self.num_tokens))
-            return chance_N.to(tokens.now_BNC)[tokens.place_BN]
+            return chance_N.to(tokens.now_BNC.device, torch.float32)[tokens.place_BN]
         if config.selection == "attention":
             block = self.backbone.blocks[config.stages[stage] - 1]
             return block.attn.of_class_token(block.norm1(tokens.before_BNC), tokens.policy_BN)[:, 1:]

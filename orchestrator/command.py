@@ -36,7 +36,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 160, s
 ON = typer.Option("demo", "--on", help="Benchmark: demo, omniglot, emoji, folder, inshop, …", metavar="BENCHMARK")
 DATA_ROOT = typer.Option("", "--data-root", help="Where the benchmark's files are.", metavar="DIR")
 SET = typer.Option([], "--set", help="A recipe field, such as --set alpha=50; may be repeated.", metavar="FIELD=VALUE")
-AFTERWARDS = typer.Option(
+AFTER_TRAINING = typer.Option(
     [], "--set", help="Another value than in training, such as --set keep_ratio=0.5; may be repeated.",
     metavar="FIELD=VALUE",
 )  # fmt: skip
@@ -88,13 +88,13 @@ def parse_settings(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def inference_settings(method: str, recipe: Any, pairs: list[str]) -> dict[str, Any]:
+def settings_after_training(method: str, recipe: Any, pairs: list[str]) -> dict[str, Any]:
     """``FIELD=VALUE`` pairs that a stored student is scored or exported with.
 
     Raises:
         ValueError: a field that the training has fixed, or a value out of range.
     """
-    settings, free = parse_settings(pairs), find.method(method).inference(recipe)
+    settings, free = parse_settings(pairs), find.method(method).after_training(recipe)
     fixed = sorted(set(settings) - free)
     if fixed:
         raise ValueError(f"{fixed[0]} cannot be changed after the training; what can: {', '.join(sorted(free))}")

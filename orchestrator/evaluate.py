@@ -3,7 +3,7 @@
 import typer
 
 from orchestrator import checkpoint, command, find, tracking
-from orchestrator.command import AFTERWARDS, console
+from orchestrator.command import AFTER_TRAINING, console
 from orchestrator.evaluation import cost
 from orchestrator.method import Place, changed, recipe_from
 
@@ -12,7 +12,7 @@ from orchestrator.method import Place, changed, recipe_from
 def main(
     run_id: str = typer.Argument(..., help="From the table of a sweep, or the MLflow page.", metavar="RUN_ID"),
     data_root: str = typer.Option("", "--data-root", help="If the data lie elsewhere now.", metavar="DIR"),
-    settings: list[str] = AFTERWARDS,
+    settings: list[str] = AFTER_TRAINING,
 ) -> None:
     """Embeds and searches again with the stored student; prints every metric beside the logged one."""
     uri = tracking.tracking_uri(command.storage())
@@ -22,15 +22,15 @@ def main(
         raise ValueError(f"{record.method} cannot be evaluated from a record")
     place = Place(record.place.storage, data_root or record.place.data_root)
     recipe = recipe_from(find.recipe(record.method, record.benchmark), record.recipe)
-    other = command.inference_settings(record.method, recipe, settings)
-    recipe = method.for_evaluation(changed(recipe, other))
-    now = method.prepare(recipe, place)
+    other = command.settings_after_training(record.method, recipe, settings)
+    scored = method.for_evaluation(changed(recipe, other))
+    now = method.prepare(scored, place)
     command.check_fingerprints({name: fact for name, fact in record.facts.items() if name in now}, now)
     student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
-    metrics = method.evaluate(checkpoint.reconfigured(student, other), recipe, place)
+    metrics = method.evaluate(checkpoint.reconfigured(student, other), scored, place)
     console.print(f"{record.method} on {record.benchmark}: {now['protocol']}")
     for name, value in other.items():
-        console.print(f"  {name} {value} (trained with {record.recipe.get(name, 'the default')})")
+        console.print(f"  {name} {value} (trained with {getattr(recipe, name)})")
     for name, value in metrics.items():
         logged = facts["metrics"].get(name)
         console.print(f"  {name:18} {value:.6f}" + (f"   (logged {logged:.6f})" if logged is not None else ""))

@@ -13,7 +13,7 @@ import torch
 import typer
 
 from orchestrator import checkpoint, command, find, tracking
-from orchestrator.command import AFTERWARDS, console
+from orchestrator.command import AFTER_TRAINING, console
 from orchestrator.method import recipe_from
 
 _TOLERANCE = 1e-4  # largest difference of normalised embeddings between torch and ONNX Runtime
@@ -29,7 +29,7 @@ def main(
     run_id: str = typer.Argument(..., help="From the table of a sweep, or the MLflow page.", metavar="RUN_ID"),
     form: Format = typer.Option(Format.safetensors, "--format"),
     to: str = typer.Option(".", "--to", help="Folder for the files.", metavar="DIR"),
-    settings: list[str] = AFTERWARDS,
+    settings: list[str] = AFTER_TRAINING,
 ) -> None:
     """Writes the student and a JSON file that says how to feed it and how it is built.
 
@@ -38,7 +38,7 @@ def main(
     uri = tracking.tracking_uri(command.storage())
     record = tracking.read_record(uri, run_id)
     recipe = recipe_from(find.recipe(record.method, record.benchmark), record.recipe)
-    other = command.inference_settings(record.method, recipe, settings)
+    other = command.settings_after_training(record.method, recipe, settings)
     student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
     name = "-".join([record.method, record.benchmark, run_id[:8], *(f"{k}-{v}" for k, v in other.items())])
     if other:

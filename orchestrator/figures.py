@@ -147,20 +147,21 @@ def bars(title: str, rows: Sequence[tuple[str, list[float]]], label: str) -> Fig
 
 
 def compromise(
-    ours: Sequence[tuple[float, float, str]], published: Sequence[tuple[float, float, str]]
-) -> Figure:  # fmt: skip
-    """mAP over images per second with the name of every point; published points in a panel of their own."""
+    ours: Sequence[tuple[float, float, float, str]], published: Sequence[tuple[float, float, float, str]]
+) -> Figure:
+    """mAP over images per second: (images/s, mAP, spread of the mAP, name) of every point.
+
+    Published points are in a panel of their own.
+    """
     figure = Figure(figsize=(9.5 if published else 5.5, 3.8), layout="constrained")
     axes = figure.subplots(1, 2 if published else 1, squeeze=False)[0]
     parts = [("ours", ours, OURS), ("published (other data, nets and device)", published, PUBLISHED)]
     for axis, (title, points, colour) in zip(axes, parts, strict=False):
-        x, y, names = zip(*sorted(points), strict=True)
-        axis.plot(x, y, "o", color=colour)
-        for at, name in enumerate(names):
-            axis.annotate(
-                name, (x[at], y[at]), xytext=(4, 5 if at % 2 else -11), textcoords="offset points", fontsize=7.5
-            )
-        axis.margins(x=0.18, y=0.18)
+        x, y, spread, names = zip(*sorted(points), strict=True)
+        axis.errorbar(x, y, spread if any(spread) else None, fmt="o", color=colour, elinewidth=0.8, capsize=2)
+        for place, top, name in zip(x, np.add(y, spread), names, strict=True):
+            axis.annotate(name, (place, top), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7.5)
+        axis.margins(x=0.22, y=0.12)
         axis.set(title=title, xlabel="images per second", ylabel="mAP (%)")
         axis.grid(alpha=0.3)
     return figure

@@ -113,8 +113,8 @@ class Method:
     evaluate: Callable[[nn.Module, Any, Place], dict[str, float]] | None = None
     # How published tables name the networks of a recipe: (query network, gallery network or teacher).
     networks: Callable[[Any], tuple[str, str]] = lambda recipe: ("", "")
-    # Names of recipe fields that a stored student can be scored and exported with another value of.
-    inference: Callable[[Any], frozenset[str]] = lambda recipe: frozenset({"ap"})
+    # Names of recipe fields of which a stored student can be scored and exported with another value.
+    after_training: Callable[[Any], frozenset[str]] = lambda recipe: frozenset({"ap"})
     # The recipe with everything switched off that scoring a stored student does not need.
     for_evaluation: Callable[[Any], Any] = lambda recipe: recipe
     # Pictures of a trained student by name, as plain data that orchestrator.figures draws.

@@ -273,7 +273,7 @@ def evaluate_student(student: PrunedViT, recipe: "Recipe", place: Place) -> dict
     return _scores(recipe, _open(for_evaluation(recipe), place), student.to(device), device, "val")
 
 
-def inference(recipe: "Recipe") -> frozenset[str]:
+def after_training(recipe: "Recipe") -> frozenset[str]:
     """The same weights may keep other tokens: predictors rank them whatever p they were trained with."""
     tokens = ("keep_ratio", "rounding", "token_order", "selection", "selection_seed", "inference")
     return frozenset({"ap", *(tokens if recipe.hts else ())})
@@ -447,6 +447,8 @@ def _add_teacher(prepared: Prepared, recipe: "Recipe", place: Place, progress: P
     prepared.teacher, prepared.teacher_fingerprint = found, cache.weights_hash(found)
     embed = partial(_taught, found, prepared)
     transform = {"network": asdict(found.config), "augmentation": "none", "resize": "bicubic", "output": "class token"}
+    if prepared.cameras:
+        transform["cameras"] = np.unique(prepared.data.train.camera).tolist()  # which of them is which row
     for side in ["query", "gallery", *(["train"] if recipe.teacher_view == "clean" else [])]:
         prepared.taught[side] = cache.embeddings(
             getattr(prepared.data, side), prepared.teacher_fingerprint, transform, partial(embed, side),

@@ -307,9 +307,9 @@ def test_a_student_keeps_more_or_fewer_tokens_than_in_training(recipe, place):
         whole = checkpoint.reconfigured(copy.deepcopy(student), {"keep_ratio": 1.0})
         expected = whole.backbone.forward_features(frames)[:, 0]
         torch.testing.assert_close(whole(frames), expected)
-    assert METHOD.inference(settings) == {
+    assert METHOD.after_training(settings) == {
         "ap", "keep_ratio", "rounding", "token_order", "selection", "selection_seed", "inference"}  # fmt: skip
-    assert METHOD.inference(recipe(hts=False)) == {"ap"}
+    assert METHOD.after_training(recipe(hts=False)) == {"ap"}
 
 
 def test_a_teacher_with_other_classes_is_refused(recipe, place, tmp_path):
