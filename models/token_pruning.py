@@ -638,11 +638,12 @@ def _backbone(config: PrunedViTConfig, drop_path: float) -> VisionTransformer:
     patch_height, patch_width = net.patch_embed.patch_size
     height, width = config.image_size
     if stride:
-        if stride > min(patch_height, patch_width) or height < patch_height or width < patch_width:
+        if stride > min(patch_height, patch_width):
             raise ValueError(
-                f"patch_stride must be at most the patch, {patch_height}×{patch_width} pixels, and the image at least "
-                f"one patch; got {stride} and {height}×{width}"
+                f"patch_stride must be at most the patch of {patch_height}×{patch_width} pixels, got {stride}"
             )
+        if height < patch_height or width < patch_width:
+            raise ValueError(f"an image of {height}×{width} pixels is smaller than a patch; enlarge it")
     elif height % patch_height or width % patch_width:
         raise ValueError(
             f"an image of {height}×{width} pixels is not whole patches of {patch_height}×{patch_width}; "

@@ -92,13 +92,14 @@ def settings_after_training(method: str, recipe: Any, pairs: list[str]) -> dict[
     """``FIELD=VALUE`` pairs that a stored student is scored or exported with.
 
     Raises:
-        ValueError: a field that the training has fixed, or a value out of range.
+        ValueError: a field that the training has fixed or that does nothing, or a value out of range.
     """
-    settings, free = parse_settings(pairs), find.method(method).after_training(recipe)
+    settings = {name: check_field(recipe, name, value) for name, value in parse_settings(pairs).items()}
+    free = find.method(method).after_training(changed(recipe, settings))
     fixed = sorted(set(settings) - free)
     if fixed:
-        raise ValueError(f"{fixed[0]} cannot be changed after the training; what can: {', '.join(sorted(free))}")
-    return {name: check_field(recipe, name, value) for name, value in settings.items()}
+        raise ValueError(f"{fixed[0]} has no effect here; what can be changed: {', '.join(sorted(free))}")
+    return settings
 
 
 def resolve(

@@ -179,6 +179,13 @@ class SUReID(Task):
             return Losses({}, {})
         label_B = distributed.gather(batch["label"].repeat(recipe.views))
         camera_B = distributed.gather(batch["camera"].repeat(recipe.views))
+        classes = self.student.classifier.out_features
+        # On a GPU this would wait for the device at every step; there torch's own assertion stops the run.
+        if not label_B.is_cuda and not 0 <= int(label_B.min()) <= int(label_B.max()) < classes:
+            raise ValueError(
+                f"labels must be 0 to {classes - 1}, the classes of the classifier, got {int(label_B.min())} to "
+                f"{int(label_B.max())}; is this the data the networks were made for?"
+            )
         with full_precision(neck_BD):
             logits_BC = self.student.classifier(neck_BD)
             identity = F.cross_entropy(logits_BC, label_B, label_smoothing=recipe.label_smoothing)

@@ -52,6 +52,14 @@ def check(recipe: "Recipe", workers: int = 1) -> None:
         raise ValueError("alpha is 0, so the teacher would be trained and never used; set npkd to false as well")
     if not recipe.beta and not recipe.npkd:
         raise ValueError("nothing to train on: beta is 0 and npkd is off")
+    if recipe.backbone_frozen_epochs >= recipe.epochs:
+        raise ValueError(
+            f"backbone_frozen_epochs ({recipe.backbone_frozen_epochs}) must be below epochs ({recipe.epochs})"
+        )
+    if recipe.selection != "predictor" and not recipe.hts:
+        raise ValueError(f"selection={recipe.selection} chooses among tokens, and hts is off; leave it at predictor")
+    if recipe.selection_seed and recipe.selection != "random":
+        raise ValueError(f"selection_seed={recipe.selection_seed} is of selection=random; leave it at 0")
     if recipe.occluders == "folder" and recipe.noda:
         if not recipe.occluder_folder:
             raise ValueError("occluders=folder needs occluder_folder, a folder of RGB or RGBA pictures")
@@ -275,8 +283,8 @@ def evaluate_student(student: PrunedViT, recipe: "Recipe", place: Place) -> dict
 
 def after_training(recipe: "Recipe") -> frozenset[str]:
     """The same weights may keep other tokens: predictors rank them whatever p they were trained with."""
-    tokens = ("keep_ratio", "rounding", "token_order", "selection", "selection_seed", "inference")
-    return frozenset({"ap", *(tokens if recipe.hts else ())})
+    tokens = {"keep_ratio", "rounding", "token_order", "selection", "inference"} if recipe.hts else set()
+    return frozenset({"ap", *tokens} | ({"selection_seed"} if recipe.hts and recipe.selection == "random" else set()))
 
 
 def for_evaluation(recipe: "Recipe") -> "Recipe":
@@ -410,6 +418,12 @@ def _camera_index(train: ImageSet, images: ImageSet) -> np.ndarray:
     Raises:
         ValueError: an image of a camera that the training set does not have.
     """
+    # Names are those of data set and part. Another data set's cameras are other cameras, whatever their numbers.
+    if images.name.split("/")[0] != train.name.split("/")[0]:
+        raise ValueError(
+            f"the camera embedding needs cameras of the training set, and {images.name} is of other data than "
+            f"{train.name}; set camera_weight to 0"
+        )
     known = np.unique(train.camera) if train.camera is not None else np.array([], np.int64)
     camera = images.camera if images.camera is not None else np.full(len(images), -1)
     unseen = np.setdiff1d(camera, known)

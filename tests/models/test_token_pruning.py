@@ -172,10 +172,9 @@ def test_gumbel_noise_is_gumbel_and_finite_at_both_ends():
 @pytest.mark.parametrize("key", TABLES["keep_schedule"])
 def test_counts_are_the_recorded_ones(key):
     tokens, ratio = key.split(":")
-    row = TABLES["keep_schedule"].get(key)
-    if isinstance(row, dict):
-        for rounding in ("floor", "round", "ceil"):
-            assert list(keep_counts(int(tokens), float(ratio), rounding)) == row[rounding]
+    for rounding in ("floor", "round", "ceil"):
+        found = list(keep_counts(int(tokens), float(ratio), rounding))
+        assert found == TABLES["keep_schedule"][key][rounding]
 
 
 @pytest.mark.parametrize("ratio", [0, 1.2, -0.5, float("nan")])
@@ -203,6 +202,15 @@ def test_removal_equals_masks(ratio, order):
         small, (single, _) = net.float(), net.float().gathered(x.float())
         torch.testing.assert_close(single, small.masked(x.float())[0], rtol=0, atol=1e-5)
         torch.testing.assert_close(net(x.float()), single)
+
+
+def test_removal_equals_masks_in_single_precision_at_full_size():
+    torch.manual_seed(0)
+    net = PrunedViT(PrunedViTConfig()).eval()
+    sharpen(net)
+    x = torch.randn(2, 3, 256, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(net.gathered(x)[0], net.masked(x)[0], rtol=0, atol=1e-5)
 
 
 def test_without_pruning_it_is_the_network_of_timm():
@@ -335,11 +343,18 @@ def test_other_choices_of_tokens_are_controls(selection, ratio):
             other = network(selection="random", selection_seed=1, keep_ratio=ratio).gathered(x)[1]
             assert not torch.equal(other[0], places[0])
             return
-        block, tokens = net.backbone.blocks[0], net._tokens(x)  # the first stage is before block 1
-        query, key, _ = block.attn.heads(block.norm1(tokens))
-        weight = (query @ key.transpose(2, 3) / 16**0.5).softmax(dim=3).mean(dim=1)
-        expected = weight[:, 0, 1:].topk(net.counts[0], dim=1).indices.sort(dim=1).values
-        assert torch.equal(places[0], expected)
+        tokens, left = net._tokens(x), torch.arange(32).expand(3, -1)
+        for number, block in enumerate(net.backbone.blocks[:4]):  # stages are before blocks 1, 3 and 4
+            query, key, _ = block.attn.heads(block.norm1(tokens))
+            weight = (query @ key.transpose(2, 3) / 16**0.5).softmax(dim=3).mean(dim=1)
+            tokens = block(tokens)
+            if number + 1 in (1, 3, 4):
+                stage = (1, 3, 4).index(number + 1)
+                chosen = weight[:, 0, 1:].topk(net.counts[stage], dim=1).indices.sort(dim=1).values
+                left = left.gather(1, chosen)
+                assert torch.equal(places[stage], left)
+                rows = torch.cat([torch.zeros(3, 1, dtype=torch.int64), chosen + 1], dim=1)
+                tokens = tokens.gather(1, rows[:, :, None].expand(-1, -1, 32))
         # Training is the predictor's whatever is chosen by later.
         one, two = (network(selection=s).train().trained(x, noise()).masks_BSN for s in (selection, "predictor"))
         assert torch.equal(one, two)
@@ -441,8 +456,8 @@ def test_deit_small_costs_what_the_table_says_and_has_its_lengths(ratio):
     ("changes", "words"),
     [
         ({"image_size": (60, 32)}, "not whole patches"),
-        ({"patch_stride": 9}, "patch_stride must be at most the patch, 8×8 pixels"),
-        ({"patch_stride": 6, "image_size": (64, 7)}, "at least one patch; got 6 and 64×7"),
+        ({"patch_stride": 9}, "patch_stride must be at most the patch of 8×8 pixels, got 9"),
+        ({"patch_stride": 6, "image_size": (64, 7)}, "64×7 pixels is smaller than a patch"),
         ({"patch_stride": -1}, "sizes must be positive"),
         ({"inference": "threshold", "selection": "random"}, "needs selection=predictor, got random"),
         ({"camera_weight": -1.0}, "camera_weight must be at least 0"),

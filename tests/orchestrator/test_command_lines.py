@@ -186,10 +186,11 @@ def test_a_sweep_of_token_pruning_and_its_report(
     assert "(logged" in call(evaluate.main, pruned).output
     fewer = call(evaluate.main, pruned, "--set", "keep_ratio=0.5", "--set", "ap=trapezoid").output
     assert "keep_ratio 0.5 (trained with 0.7)" in fewer and "AP by trapezoids" in fewer and "GMACs" in fewer
-    assert "keep_ratio cannot be changed after the training; what can: ap" in error(
+    assert "keep_ratio has no effect here; what can be changed: ap" in error(
         evaluate.main, whole, "--set", "keep_ratio=0.5"
     )
-    assert "epochs cannot be changed after the training" in error(export.main, pruned, "--set", "epochs=3")
+    assert "epochs has no effect here" in error(export.main, pruned, "--set", "epochs=3")
+    assert "selection_seed has no effect here" in error(evaluate.main, pruned, "--set", "selection_seed=3")
     assert "ap changes how a network is scored" in error(export.main, pruned, "--set", "ap=trapezoid")
     to = storage / "taken"
     call(export.main, pruned, "--to", to, "--set", "keep_ratio=0.5")

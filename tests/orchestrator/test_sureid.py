@@ -136,7 +136,7 @@ def test_autocast_leaves_the_losses_in_float32(recipe, place):
 
 
 def test_interrupted_with_noise_and_drop_path_equals_uninterrupted(recipe, place):
-    settings = recipe(drop_path=0.3, epochs=3)
+    settings = recipe(drop_path=0.3, epochs=3, backbone_frozen_epochs=1, optimizer="adamw")
     METHOD.prepare(settings, place)
     states, whole = [], METHOD.experiment(settings, place, 0, 1, CPU)
     history = fit(whole, CPU, on_epoch=lambda epoch, metrics, state: states.append(state()))
@@ -242,11 +242,12 @@ def test_networks_that_are_told_the_camera(recipe, place, tmp_path):
 def test_cameras_that_the_training_set_does_not_have(recipe, place, monkeypatch):
     load = find.dataset("folder")
 
-    def with_cameras(query, gallery):
+    def with_cameras(query, gallery, name="folder/gallery"):
         def changed_data(data_root, evaluate_on):
             data = load(data_root, evaluate_on)
             sides = {"query": query(data.query.camera), "gallery": gallery(data.gallery.camera)}
             sides = {side: dataclasses.replace(getattr(data, side), camera=camera) for side, camera in sides.items()}
+            sides["gallery"] = dataclasses.replace(sides["gallery"], name=name)
             return dataclasses.replace(data, **sides, camera_filter=sides["query"].camera is not None)
 
         monkeypatch.setattr(find, "dataset", lambda name: changed_data)
@@ -254,6 +255,9 @@ def test_cameras_that_the_training_set_does_not_have(recipe, place, monkeypatch)
     told = recipe(camera_weight=3.0, npkd=False)
     with_cameras(lambda camera: camera, lambda camera: camera + 5)
     with pytest.raises(ValueError, match="folder/gallery has camera 6, folder/train has not; set camera_weight to 0"):
+        METHOD.prepare(told, place)
+    with_cameras(lambda camera: camera, lambda camera: camera, "other/gallery")  # the same numbers, other cameras
+    with pytest.raises(ValueError, match="other/gallery is of other data than folder/train; set camera_weight to 0"):
         METHOD.prepare(told, place)
     with_cameras(lambda camera: None, lambda camera: None)
     with pytest.raises(ValueError, match="needs known cameras, and folder/query has no cameras"):
@@ -308,8 +312,16 @@ def test_a_student_keeps_more_or_fewer_tokens_than_in_training(recipe, place):
         expected = whole.backbone.forward_features(frames)[:, 0]
         torch.testing.assert_close(whole(frames), expected)
     assert METHOD.after_training(settings) == {
-        "ap", "keep_ratio", "rounding", "token_order", "selection", "selection_seed", "inference"}  # fmt: skip
+        "ap", "keep_ratio", "rounding", "token_order", "selection", "inference"}  # fmt: skip
+    assert "selection_seed" in METHOD.after_training(recipe(selection="random"))
     assert METHOD.after_training(recipe(hts=False)) == {"ap"}
+
+
+@pytest.mark.parametrize("other", [{"selection": "attention"}, {"selection": "random"}, {"inference": "threshold"}])
+def test_other_choices_of_tokens_are_exported(recipe, place, tmp_path, other):
+    METHOD.prepare(recipe(), place)
+    student = METHOD.experiment(recipe(), place, 0, 1, CPU).task.student.eval()
+    assert export.export_onnx(checkpoint.reconfigured(student, other), tmp_path / "student.onnx") < 1e-4
 
 
 def test_a_teacher_with_other_classes_is_refused(recipe, place, tmp_path):
@@ -425,6 +437,11 @@ def test_ours_stands_beside_the_row_of_the_same_networks(table):
         ({"evaluate_neck": "after", "neck": "none"}, "evaluate_neck=after needs"),
         ({"views_without_noda": 3}, "at most 2"),
         ({"temperature": 0}, "temperature must be above 0"),
+        ({"backbone_frozen_epochs": 2}, r"backbone_frozen_epochs \(2\) must be below epochs \(2\)"),
+        ({"selection": "random", "hts": False}, "selection=random chooses among tokens, and hts is off"),
+        ({"selection_seed": 5}, "selection_seed=5 is of selection=random"),
+        ({"selection": "attention", "inference": "threshold"}, "needs selection=predictor, got attention"),
+        ({"patch_stride": 9}, "patch_stride must be at most the patch of 8×8 pixels, got 9"),
     ],
 )
 def test_wrong_recipes_are_refused_before_anything_starts(recipe, changes, words):
@@ -472,7 +489,7 @@ def test_the_camera_triplet_needs_cameras(recipe, place, monkeypatch):
 def test_a_label_outside_the_classes(recipe, place):
     task, batch = first(recipe(), place)
     batch["label"][0] = 99
-    with pytest.raises(IndexError, match="Target 99 is out of bounds"):
+    with pytest.raises(ValueError, match=r"labels must be 0 to 15, the classes of the classifier, got \d+ to 99"):
         task(to_device(batch, CPU))
 
 
