@@ -61,6 +61,7 @@ from search_spaces._space import Choice, Float, Int, SearchSpace  # noqa: E402
 
 _HEAD_ONLY = {"CPU": 0, "node:__internal_head__": 0.001}  # the thin driver of a trial must not take a worker's CPU
 _ORPHAN_SECONDS = 120.0  # a placement group that no live trial has claimed for so long is nobody's
+_STARTING_SECONDS = 900.0  # the same while a trial is starting: an overloaded machine needs minutes to claim a group
 _DYING_SECONDS = 3.0  # an unclaimed group this old was not made by a trial that started later
 _RETRIES = 1  # of a trial whose worker failed
 
@@ -718,11 +719,12 @@ class Janitor(ray.tune.Callback):
         expecting = [
             start for trial, start in self._live.items() if held[trial] not in groups or held[trial] in self._dead
         ]
+        orphaned = _STARTING_SECONDS if expecting else _ORPHAN_SECONDS
         retried = any(held[trial] and held[trial] not in groups for trial in self._live)
         for group, seen in self._first_seen.items():
             age = now - seen
             nobodys = age > _DYING_SECONDS and not retried and seen < min(expecting, default=now)
-            if group in self._dead or (group not in living and (nobodys or age > _ORPHAN_SECONDS)):
+            if group in self._dead or (group not in living and (nobodys or age > orphaned)):
                 ray.util.remove_placement_group(PlacementGroup(ray._raylet.PlacementGroupID(bytes.fromhex(group))))
         self._ended = {t: end for t, end in self._ended.items() if now - end < _ORPHAN_SECONDS}
         return len(groups)

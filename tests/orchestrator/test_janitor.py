@@ -60,8 +60,8 @@ def test_a_stopped_trial_gives_its_group_back_at_once(cluster):
 def test_a_starting_trial_keeps_the_group_it_has_not_claimed_yet(cluster):
     cluster.starts("a")
     cluster.groups.append("g1")
-    assert cluster.after(100) == ["g1"]
-    assert cluster.after(40) == []  # nothing starts for two minutes
+    assert cluster.after(800) == ["g1"]  # on an overloaded machine it takes minutes
+    assert cluster.after(140) == []  # nothing starts for a quarter of an hour
 
 
 def test_a_worker_that_is_retried_keeps_its_new_group(cluster):
