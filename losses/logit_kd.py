@@ -6,6 +6,8 @@ teacher's gallery. That is what the published tables show, not a defect.
 
 # Shape legend: B = batch, C = classes.
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,15 +31,15 @@ def logit_kd(
         Scalar >= 0, unweighted, at least float32; 0 where student = teacher.
 
     Raises:
-        ValueError: shapes differ, no rows, or temperature <= 0.
+        ValueError: shapes differ, no rows, or a temperature that is not above 0 and finite.
 
     >>> import torch
     >>> logit_kd(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 5.0]])).item()  # one distribution, shifted
     0.0
     """
     check_pair(student_logits_BC, teacher_logits_BC)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
     with full_precision(student_logits_BC):
         student_BC = F.log_softmax(at_least_float32(student_logits_BC) / temperature, dim=1)
         teacher_BC = F.log_softmax(at_least_float32(teacher_logits_BC.detach()) / temperature, dim=1)

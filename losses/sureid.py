@@ -8,7 +8,6 @@ The functions here return unweighted terms; the method file weighs them.
 # Shape legend: B = images, S = stages of pruning, N = image tokens before any pruning, C = classes,
 # D and E = widths of student and teacher.
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -77,8 +76,6 @@ def logit_term(
     >>> logit_term(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 5.0]])).item()  # one distribution, shifted
     0.0
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
     if direction not in ("ts", "st"):
         raise ValueError(f"direction must be ts or st, got {direction!r}")
     return logit_kd(student_logits_BC, teacher_logits_BC, temperature, reverse=direction == "st")

@@ -114,7 +114,7 @@ class Method:
     # How published tables name the networks of a recipe: (query network, gallery network or teacher).
     networks: Callable[[Any], tuple[str, str]] = lambda recipe: ("", "")
     # Names of recipe fields of which a stored student can be scored and exported with another value.
-    after_training: Callable[[Any], frozenset[str]] = lambda recipe: frozenset({"ap"})
+    after_training: Callable[[Any], frozenset[str]] = lambda recipe: frozenset()
     # The recipe with everything switched off that scoring a stored student does not need.
     for_evaluation: Callable[[Any], Any] = lambda recipe: recipe
     # Pictures of a trained student by name, as plain data that orchestrator.figures draws.

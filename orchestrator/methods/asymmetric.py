@@ -464,6 +464,7 @@ def method(paper: str, recipes: dict[str, Any], distillation: Distillation) -> M
         teacher=teacher_recipe,
         teacher_folder=teacher_folder,
         evaluate=partial(evaluate_student, distillation),
+        after_training=embedding.after_training,
         networks=networks,
         pictures=partial(pictures, distillation),
     )

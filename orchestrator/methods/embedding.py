@@ -381,6 +381,11 @@ def names_of(images: ImageSet, indices: np.ndarray) -> list[str]:
     return [images.keys[int(i)] for i in indices]
 
 
+def after_training(recipe: TrainingRecipe) -> frozenset[str]:
+    """Recipe fields of which a stored network can be scored with another value."""
+    return frozenset({"ap"})
+
+
 def plain_facts(recipe: TrainingRecipe, data: RetrievalData) -> dict[str, Any]:
     """What the record says about the data."""
     return {

@@ -129,5 +129,6 @@ METHOD = Method(
     prepare=prepare,
     experiment=experiment,
     evaluate=evaluate_student,
+    after_training=embedding.after_training,
     prepared_by=frozenset({"dataset", "evaluate_on", "ap", "student_size", "pixel_cache", "skip_unreadable"}),
 )

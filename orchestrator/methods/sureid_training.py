@@ -228,7 +228,7 @@ def experiment(
     prepared = _open(recipe, place)
     train = prepared.data.train
     torch.manual_seed(recipe.seed)
-    config = student_config(recipe, train.num_identities, _num_cameras(train))
+    config = student_config(recipe, train.num_identities, len(_known_cameras(train)))
     student = PrunedViT(config, recipe.pretrained, recipe.weights, recipe.drop_path, recipe.pos_resize)
     task = task_of(recipe, student, prepared.teacher).to(device)
     # Equal weights on all ranks, but not equal paths dropped.
@@ -283,8 +283,12 @@ def evaluate_student(student: PrunedViT, recipe: "Recipe", place: Place) -> dict
 
 def after_training(recipe: "Recipe") -> frozenset[str]:
     """The same weights may keep other tokens: predictors rank them whatever p they were trained with."""
-    tokens = {"keep_ratio", "rounding", "token_order", "selection", "inference"} if recipe.hts else set()
-    return frozenset({"ap", *tokens} | ({"selection_seed"} if recipe.hts and recipe.selection == "random" else set()))
+    fields = embedding.after_training(recipe)
+    if recipe.hts:
+        fields |= {"keep_ratio", "rounding", "token_order", "selection", "inference"}
+        if recipe.selection == "random":
+            fields |= {"selection_seed"}
+    return fields
 
 
 def for_evaluation(recipe: "Recipe") -> "Recipe":
@@ -408,8 +412,9 @@ def _open(recipe: "Recipe", place: Place, progress: Progress = silent, verify: b
     return prepared
 
 
-def _num_cameras(train: ImageSet) -> int:
-    return 0 if train.camera is None else len(np.unique(train.camera))
+def _known_cameras(train: ImageSet) -> np.ndarray:
+    """Numbers of the training set's cameras, rising: the rows of the networks' camera embedding."""
+    return np.unique(train.camera) if train.camera is not None else np.array([], np.int64)
 
 
 def _camera_index(train: ImageSet, images: ImageSet) -> np.ndarray:
@@ -424,7 +429,7 @@ def _camera_index(train: ImageSet, images: ImageSet) -> np.ndarray:
             f"the camera embedding needs cameras of the training set, and {images.name} is of other data than "
             f"{train.name}; set camera_weight to 0"
         )
-    known = np.unique(train.camera) if train.camera is not None else np.array([], np.int64)
+    known = _known_cameras(train)
     camera = images.camera if images.camera is not None else np.full(len(images), -1)
     unseen = np.setdiff1d(camera, known)
     if len(unseen):
@@ -446,7 +451,7 @@ def _occluders(recipe: "Recipe", data: RetrievalData) -> Occluders | None:
 def _add_teacher(prepared: Prepared, recipe: "Recipe", place: Place, progress: Progress, verify: bool) -> None:
     """Raises ValueError when the teacher is of another network, or its classes are not those of the training set."""
     path = Path(recipe.teacher_weights or Path(teacher_folder(recipe, place)) / "teacher.safetensors")
-    found, facts = checkpoint.load_model(path, teacher_config(recipe, _num_cameras(prepared.data.train)))
+    found, facts = checkpoint.load_model(path, teacher_config(recipe, len(_known_cameras(prepared.data.train))))
     classes = embedding.classes_fingerprint(prepared.data.train)
     if facts.get("classes_fingerprint", classes) != classes:
         raise ValueError(f"the classes of {path} are not the identities of {prepared.data.train.name}")
@@ -462,7 +467,7 @@ def _add_teacher(prepared: Prepared, recipe: "Recipe", place: Place, progress: P
     embed = partial(_taught, found, prepared)
     transform = {"network": asdict(found.config), "augmentation": "none", "resize": "bicubic", "output": "class token"}
     if prepared.cameras:
-        transform["cameras"] = np.unique(prepared.data.train.camera).tolist()  # which of them is which row
+        transform["cameras"] = _known_cameras(prepared.data.train).tolist()
     for side in ["query", "gallery", *(["train"] if recipe.teacher_view == "clean" else [])]:
         prepared.taught[side] = cache.embeddings(
             getattr(prepared.data, side), prepared.teacher_fingerprint, transform, partial(embed, side),
@@ -511,8 +516,8 @@ def _loader(recipe: "Recipe", prepared: Prepared, num_tokens: int, rank: int, wo
     """Turns a request into what the task is given; runs in worker processes where images are decoded."""
     source, train, occluders = prepared.frames["train"], prepared.data.train, prepared.occluders
     labels = torch.from_numpy(train.labels)
-    camera = np.zeros(len(train), np.int64) if train.camera is None else np.unique(train.camera, return_inverse=True)[1]
-    cameras = torch.from_numpy(camera)
+    camera = prepared.cameras.get("train", train.camera)  # the triplet loss only compares them
+    cameras = torch.from_numpy(np.zeros(len(train), np.int64) if camera is None else camera)
     augments = augmentations(recipe)
 
     def overlay(augment: PersonAugmentation, draws: np.ndarray) -> Tensor:

@@ -188,19 +188,24 @@ def test_a_keep_ratio_outside_its_range_is_refused(ratio):
 # --- The network ----------------------------------------------------------------------------------------------------
 
 
+def removed(net, x, camera=None, tolerance=1e-13):
+    """Removal, found equal to masks: class tokens, places of what is left, masks."""
+    (gathered, places), (masked, masks) = net.gathered(x, camera), net.masked(x, camera)
+    torch.testing.assert_close(gathered, masked, rtol=0, atol=tolerance)
+    return gathered, places, masks
+
+
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("order", ["position", "score"])
 def test_removal_equals_masks(ratio, order):
     net, x = network(sharp=True, keep_ratio=ratio, token_order=order), images()
     with torch.no_grad():
-        (gathered, places), (masked, masks) = net.gathered(x), net.masked(x)
-        torch.testing.assert_close(gathered, masked, rtol=0, atol=1e-13)
+        _, places, masks = removed(net, x)
         for stage, place in enumerate(places):
             assert place.shape[1] == net.counts[stage] == keep_counts(32, ratio)[stage]
             expected = torch.zeros(3, 32, dtype=torch.float64).scatter(1, place, 1.0)
             assert torch.equal(expected, masks[:, stage])
-        small, (single, _) = net.float(), net.float().gathered(x.float())
-        torch.testing.assert_close(single, small.masked(x.float())[0], rtol=0, atol=1e-5)
+        single, _, _ = removed(net.float(), x.float(), tolerance=1e-5)
         torch.testing.assert_close(net(x.float()), single)
 
 
@@ -210,7 +215,7 @@ def test_removal_equals_masks_in_single_precision_at_full_size():
     sharpen(net)
     x = torch.randn(2, 3, 256, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(net.gathered(x)[0], net.masked(x)[0], rtol=0, atol=1e-5)
+        removed(net, x, tolerance=1e-5)
 
 
 def test_without_pruning_it_is_the_network_of_timm():
@@ -336,8 +341,7 @@ def test_threshold_inference_keeps_another_number_for_every_image():
 def test_other_choices_of_tokens_are_controls(selection, ratio):
     net, x = network(sharp=True, selection=selection, keep_ratio=ratio), images()
     with torch.no_grad():
-        (gathered, places), (masked, _) = net.gathered(x), net.masked(x)
-        torch.testing.assert_close(gathered, masked, rtol=0, atol=1e-13)
+        _, places, _ = removed(net, x)
         if selection == "random":  # the same positions of every image, other ones with another seed
             assert all((place == place[:1]).all() for place in places)
             other = network(selection="random", selection_seed=1, keep_ratio=ratio).gathered(x)[1]
@@ -362,9 +366,8 @@ def test_other_choices_of_tokens_are_controls(selection, ratio):
 
 def test_overlapping_patches_are_windows_of_the_image():
     net, x = network(patch_stride=6, sharp=True), images()
-    assert (
-        net.backbone.patch_embed.grid_size == (10, 5) and net.num_tokens == 50
-    )  # (64 - 8) // 6 + 1, (32 - 8) // 6 + 1
+    assert net.backbone.patch_embed.grid_size == (10, 5)  # (64 - 8) // 6 + 1, (32 - 8) // 6 + 1
+    assert net.num_tokens == 50
     tokens = net.backbone.patch_embed(x)
     kernel, bias = net.backbone.patch_embed.proj.weight, net.backbone.patch_embed.proj.bias
     for row, column in ((0, 0), (3, 4), (9, 2)):
@@ -372,7 +375,7 @@ def test_overlapping_patches_are_windows_of_the_image():
         expected = (window[:, None] * kernel).sum(dim=(2, 3, 4)) + bias
         torch.testing.assert_close(tokens[:, 5 * row + column], expected)
     with torch.no_grad():
-        torch.testing.assert_close(net.gathered(x)[0], net.masked(x)[0], rtol=0, atol=1e-13)
+        removed(net, x)
     # TransReID's sliding window at full size.
     with torch.device("meta"):
         whole = PrunedViT(PrunedViTConfig(patch_stride=12))
@@ -391,7 +394,7 @@ def test_a_camera_is_a_vector_on_every_token():
     with torch.no_grad():
         torch.testing.assert_close(net._tokens(x, camera), without._tokens(x) + 2.0 * net.cameras[camera][:, None])
         torch.testing.assert_close(net._tokens(x), without._tokens(x) + 2.0 * net.cameras.mean(0))
-        torch.testing.assert_close(net.gathered(x, camera)[0], net.masked(x, camera)[0], rtol=0, atol=1e-13)
+        removed(net, x, camera)
         torch.testing.assert_close(net(x, camera)[1:], net(x[1:], camera[1:]))
         assert not torch.allclose(net(x, camera), net(x))
     net.train().trained(x, noise(), camera_B=camera).feature_BD.square().sum().backward()
