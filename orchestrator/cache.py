@@ -8,7 +8,6 @@ Row access is a gather from the memory map (about a million rows a second for em
 ``Table.take`` would be a hundred times slower.
 """
 
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from orchestrator.datasets.images import Frames, ImageSet, decode, digest, fetch
+from orchestrator.datasets.images import Chosen, Frames, ImageSet, decode, fetch
 from orchestrator.evaluation import retrieval
+from orchestrator.needs import Report, digest, silent, streamed_digest
 
 FORMAT = 1
 _BATCH_BYTES = 32 * 2**20  # of one record batch
 _UNREADABLE_NAMED = 5
+_INDEX_BLOCK = 4096  # images that wait in the pool of threads at once
 
-Progress = Callable[[str, int, int], None]  # what, done, total
-Block = Mapping[str, np.ndarray]  # column -> rows of numbers: (rows, width) or (rows,)
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """The progress callback of somebody who does not look."""
+Block = Mapping[str, Any]  # column -> rows of numbers, (rows, width), or a list of texts
 
 
 class DamagedCache(Exception):
@@ -73,19 +70,57 @@ class Rows:
             out[own] = chunks[chunk][indices[own] - starts[chunk]]
         return out
 
+    def all(self, column: str = "value") -> np.ndarray:
+        """Every row: the memory map itself where it is in one piece, else a copy."""
+        _, chunks = self._chunks()[column]
+        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+
+    def text(self, column: str) -> "Texts":
+        """A column of texts, read from the memory map one by one."""
+        starts, chunks = self._chunks()[column]
+        return Texts(starts, chunks, len(self))
+
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "manifest": self.manifest, "_columns": None}
 
-    def _chunks(self) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
+    def _chunks(self) -> dict[str, tuple[np.ndarray, list[Any]]]:
         if self._columns is None:
-            reader = pa.ipc.open_file(pa.memory_map(str(self.folder / "data.arrow")))
-            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            batches = []
+            for folder in self.folders():
+                reader = pa.ipc.open_file(pa.memory_map(str(folder / "data.arrow")))
+                batches += [reader.get_batch(i) for i in range(reader.num_record_batches)]
             starts = np.cumsum([0] + [b.num_rows for b in batches[:-1]])
             self._columns = {}
             for name, column in self.manifest["columns"].items():
-                flat = [b.column(name).flatten().to_numpy() for b in batches]
-                self._columns[name] = starts, [f.reshape(-1, *column["shape"]) for f in flat]
+                found = [b.column(name) for b in batches]
+                if column["dtype"] != "text":
+                    found = [f.flatten().to_numpy().reshape(-1, *column["shape"]) for f in found]
+                self._columns[name] = starts, found
         return self._columns
+
+    def folders(self) -> list[Path]:
+        """Where the data lie: the own folder, or those of the tables that were joined."""
+        parts = self.manifest.get("parts")
+        return [self.folder] if parts is None else [self.folder.parent / part for part in parts]
+
+
+@dataclass(frozen=True)
+class Texts(Sequence[str]):
+    """Texts in the memory map of a cache."""
+
+    starts: np.ndarray
+    chunks: list[pa.Array]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> str:
+        if not -self.count <= index < self.count:
+            raise IndexError(index)
+        index %= self.count
+        chunk = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.chunks[chunk][index - int(self.starts[chunk])].as_py()
 
 
 def ensure(
@@ -108,7 +143,7 @@ def ensure(
         ValueError: a block holds NaN or infinity.
     """
     root = Path(root)
-    made_from = json.loads(json.dumps({**made_from, "format": FORMAT}))
+    made_from = _with_format(made_from)
     folder = root / f"{kind}-{digest(made_from)[:32]}"
     _remove_stale(root)
     with locked(root, folder.name):
@@ -130,6 +165,20 @@ def ensure(
         return open_rows(folder, made_from)
 
 
+def _with_format(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps({**made_from, "format": FORMAT}))
+
+
+def there(root: str | Path, kind: str, made_from: Mapping[str, Any]) -> Rows | None:
+    """The cache of these values where it exists and is whole, else None; never builds."""
+    made_from = _with_format(made_from)
+    folder = Path(root) / f"{kind}-{digest(made_from)[:32]}"
+    try:
+        return open_rows(folder, made_from)
+    except DamagedCache:
+        return None
+
+
 def open_rows(folder: str | Path, made_from: Mapping[str, Any] | None = None, verify: bool = False) -> Rows:
     """Opens a cache that must exist.
 
@@ -145,6 +194,10 @@ def open_rows(folder: str | Path, made_from: Mapping[str, Any] | None = None, ve
         keys = set(made_from) | set(manifest["made_from"])
         differing = sorted(k for k in keys if made_from.get(k) != manifest["made_from"].get(k))
         raise DamagedCache(f"cache {folder.name} was made from another {', '.join(differing)}")
+    if "parts" in manifest:
+        for part in manifest["parts"]:
+            open_rows(folder.parent / part, verify=verify)
+        return Rows(folder, manifest)
     data = folder / "data.arrow"
     size = data.stat().st_size if data.exists() else 0
     if size != manifest["bytes"]:
@@ -175,62 +228,124 @@ def locked(root: str | Path, name: str) -> Iterator[None]:
         yield
 
 
-def indexed(images: ImageSet, root: str | Path, skip_unreadable: bool = False, progress: Progress = silent) -> ImageSet:
-    """The set with its fingerprint, after every image was read once: an Arrow table key/identity/camera/sha256.
+def index(images: ImageSet, root: str | Path, progress: Report = silent) -> Rows:
+    """The table of a set, after every image was read once: key, identity, camera and class, SHA-256, readable or not.
 
-    The fingerprint covers keys, labels and image bytes, not where the files lie. A table is made again only
-    when the listing or a file's size or time changed.
+    A reader's own checksum stands for reading and decoding. A table is made again only when the listing or a file's
+    size or time has changed.
+    """
+    camera = _camera(images)
+    listing = {
+        "name": images.name,
+        "stamp": images.reader.stamp(images.keys),
+        "listing": listing_digest(images.keys, images.identity, camera),
+        "keys": True,  # 0.3 stored none
+    }
+
+    def rows() -> Iterator[Block]:
+        checksum = getattr(images.reader, "checksum", None)
+        look = partial(_hash_and_decode, images) if checksum is None else lambda key: (checksum(key), True)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for part in _ranges(len(images), _INDEX_BLOCK):
+                keys = [images.keys[i] for i in part]
+                found = list(pool.map(look, keys))
+                span = slice(part.start, part.stop)
+                labels = (images.identity[span], camera[span], images.labels[span])
+                yield {
+                    "key": keys,
+                    "label": np.stack(labels, axis=1).astype(np.int64),
+                    "sha256": np.frombuffer(b"".join(sha for sha, _ in found), np.uint8).reshape(-1, 32),
+                    "readable": np.array([[ok] for _, ok in found], np.uint8),
+                }
+                progress(f"checking {images.name}", part.stop, len(images))
+
+    return ensure(root, "index", listing, rows, verify=True)
+
+
+def indexed(images: ImageSet, root: str | Path, skip_unreadable: bool = False, progress: Report = silent) -> ImageSet:
+    """The set as its table holds it, with its fingerprint: of keys, labels and image bytes, not of where they lie.
 
     Raises:
         OSError: some images cannot be decoded; names the first and counts all. With ``skip_unreadable`` they
             are left out instead, with a warning that says the same.
     """
-    camera = images.camera if images.camera is not None else np.full(len(images), -1)
-    listing = {
-        "name": images.name,
-        "stamp": images.reader.stamp(),
-        "listing": digest([list(images.keys), images.identity.tolist(), camera.tolist()]),
-    }
+    return checked(images, index(images, root, progress), skip_unreadable)
 
-    def rows() -> Iterator[Block]:
-        hashes = np.zeros((len(images), 32), np.uint8)
-        readable = np.zeros((len(images), 1), np.uint8)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for i, (sha, ok) in enumerate(pool.map(lambda key: _hash_and_decode(images, key), images.keys)):
-                hashes[i], readable[i] = np.frombuffer(sha, np.uint8), ok
-                if i % 256 == 0 or i + 1 == len(images):
-                    progress(f"checking {images.name}", i + 1, len(images))
-        labels = np.stack([images.identity, camera], axis=1).astype(np.int64)
-        yield {"label": labels, "sha256": hashes, "readable": readable}
 
-    table = ensure(root, "index", listing, rows, verify=True)
-    everything = np.arange(len(images))
-    readable = table(everything, "readable")[:, 0].astype(bool)
-    hashes = table(everything, "sha256")
-    if not readable.all():
-        broken = [key for key, ok in zip(images.keys, readable, strict=True) if not ok]
-        named = ", ".join(broken[:_UNREADABLE_NAMED]) + (", …" if len(broken) > _UNREADABLE_NAMED else "")
+def checked(images: ImageSet, table: Rows, skip_unreadable: bool = False) -> ImageSet:
+    """The set as its table holds it; see :func:`indexed`."""
+    broken = np.flatnonzero(table.all("readable")[:, 0] == 0)
+    if len(broken):
+        keys = [images.keys[int(i)] for i in broken[:_UNREADABLE_NAMED]]
+        named = ", ".join(keys) + (", …" if len(broken) > _UNREADABLE_NAMED else "")
         message = f"{images.name}: {len(broken)} of {len(images)} images cannot be read: {named}"
         if not skip_unreadable:
             raise OSError(f"{message}; repair them or leave them out with --set skip_unreadable=true")
         warnings.warn(f"{message}; left out", stacklevel=2)
-    keys = tuple(key for key, ok in zip(images.keys, readable, strict=True) if ok)
-    identity = images.identity[readable]
-    content = [list(keys), identity.tolist(), camera[readable].tolist(), hashes[readable].tobytes().hex()]
-    return dataclasses.replace(
-        images,
-        keys=keys,
-        identity=identity,
-        camera=None if images.camera is None else images.camera[readable],
-        fingerprint=digest([images.name, content]),
+    found = open_index(table.folder, images.name, images.reader, images.camera is not None)
+    readable = np.flatnonzero(table.all("readable")[:, 0])
+    hashes = (
+        table(readable[part.start : part.stop], "sha256").tobytes().hex() for part in _ranges(len(readable), 65_536)
     )
+    return open_index(
+        table.folder, images.name, images.reader, images.camera is not None, _content_digest(found, hashes)
+    )
+
+
+def open_index(folder: str | Path, name: str, reader: Any, cameras: bool, fingerprint: str = "") -> ImageSet:
+    """A set from its table alone: nothing is listed, no file is looked at, keys stay in the memory map."""
+    table = open_rows(folder)
+    labels, readable = table.all("label"), table.all("readable")[:, 0]
+    keys: Sequence[str] = table.text("key")
+    whole = bool(readable.all())
+    if not whole:
+        rows = np.flatnonzero(readable)
+        keys, labels = Chosen(keys, rows), labels[rows]
+    found = ImageSet(name, keys, labels[:, 0], reader, labels[:, 1] if cameras else None, fingerprint)
+    if whole:  # with images left out classes may have gone too, and are counted anew
+        found.__dict__["labels"] = labels[:, 2]
+    return found
+
+
+def folder_below(storage: str, rows: Rows) -> str:
+    """Where a cache lies below the storage folder: what the ledger and records hold."""
+    return str(rows.folder.relative_to(storage))
+
+
+def _camera(images: ImageSet) -> np.ndarray:
+    return images.camera if images.camera is not None else np.full(len(images), -1)
+
+
+def listing_digest(keys: Sequence[str], *labels: np.ndarray) -> str:
+    """Of the keys and labels of a set; in blocks, so that millions of them need little memory."""
+    parts = _ranges(len(keys), 65_536)
+    return streamed_digest(
+        ([keys[i] for i in part] for part in parts),
+        *((label[part.start : part.stop].tolist() for part in parts) for label in labels),
+    )
+
+
+def _content_digest(images: ImageSet, hashes: Iterator[str]) -> str:
+    """``digest([name, [keys, identities, cameras, hashes]])``, as 0.3 computed it, without holding the text."""
+    sha = hashlib.sha256(f"[{json.dumps(images.name)},[[".encode())
+    camera = _camera(images)
+    for number, values in enumerate((images.keys, images.identity, camera)):
+        sha.update(b"],[" if number else b"")
+        for part in _ranges(len(images), 65_536):
+            block = [values[i] for i in part] if number == 0 else values[part.start : part.stop].tolist()
+            sha.update((("," if part.start else "") + json.dumps(block, separators=(",", ":"))[1:-1]).encode())
+    sha.update(b'],"')
+    for text in hashes:
+        sha.update(text.encode())
+    sha.update(b'"]]')
+    return sha.hexdigest()
 
 
 def pixels(
     images: ImageSet,
     size: tuple[int, int],
     root: str | Path,
-    progress: Progress = silent,
+    progress: Report = silent,
     workers: int = 0,
     verify: bool = False,
     resize: str = "bilinear",
@@ -249,49 +364,88 @@ def pixels(
 
 
 def embeddings(
-    images: ImageSet,
-    teacher: str,
-    transform: Mapping[str, Any],
+    made_from: Mapping[str, Any],
     embed: Callable[[np.ndarray], Iterator[Mapping[str, Tensor | np.ndarray]]],
+    rows: range,
     root: str | Path,
-    views: int = 1,
-    progress: Progress = silent,
+    title: str,
+    progress: Report = silent,
     verify: bool = False,
 ) -> Rows:
-    """Raw float32 teacher embeddings, one row per image and view (row = image · views + view).
+    """Raw float32 embeddings of some rows of a table (row = image · views + view).
 
     Args:
-        images: indexed set; its fingerprint is part of the cache's.
-        teacher: fingerprint of the teacher's weights.
-        transform: JSON description of what happens to an image before the teacher sees it, and of what is stored
-            beside its embedding.
+        made_from: what the whole table is made from, see :func:`embeddings_made_from`; with "shard" where it is a part.
         embed: maps row numbers to blocks of columns in order: "value", the embedding, and whatever else belongs
             to the row, such as the "draws" of its view.
+        rows: which.
+        root: folder of all caches.
+        title: for people.
     """
-    made_from = {"images": images.fingerprint, "teacher": teacher, "transform": dict(transform), "views": views,
-                 "dtype": "float32", "normalised": False}  # fmt: skip
-    rows = len(images) * views
 
     def blocks() -> Iterator[Block]:
         done = 0
-        for columns in embed(np.arange(rows)):
+        for columns in embed(np.arange(rows.start, rows.stop)):
             done += len(columns["value"])
-            progress(f"teacher embeddings of {images.name}" + (f", {views} views" if views > 1 else ""), done, rows)
+            progress(f"teacher embeddings of {title}", done, len(rows))
             yield {name: v.cpu().numpy() if isinstance(v, Tensor) else v for name, v in columns.items()}
 
     return ensure(root, "embeddings", made_from, blocks, verify)
 
 
-def neighbours(embedded: Rows, top_k: int, root: str | Path, progress: Progress = silent, verify: bool = False) -> Rows:
+def embeddings_made_from(images: str, teacher: str, transform: Mapping[str, Any], views: int = 1) -> dict[str, Any]:
+    """What decides a table of embeddings.
+
+    Args:
+        images: fingerprint of the set.
+        teacher: fingerprint of the teacher's weights.
+        transform: JSON description of what happens to an image before the teacher sees it, and of what is stored
+            beside its embedding.
+        views: how many of every image.
+    """
+    return {
+        "images": images, "teacher": teacher, "transform": dict(transform), "views": views, "dtype": "float32",
+        "normalised": False,
+    }  # fmt: skip
+
+
+def joined(root: str | Path, kind: str, made_from: Mapping[str, Any], parts: Sequence[Rows]) -> Rows:
+    """Tables one after the other as one: a manifest that names their folders; no row is copied."""
+    root, made_from = Path(root), _with_format(made_from)
+    folder = root / f"{kind}-{digest(made_from)[:32]}"
+    with locked(root, folder.name):
+        if not folder.exists():
+            partial_folder = root / f"{folder.name}.tmp-{os.getpid()}"
+            partial_folder.mkdir(parents=True)
+            manifest = {
+                "tool": f"retrieval-distillation-orchestrator {_tool_version()}",
+                "made_from": made_from,
+                "fingerprint": digest(made_from),
+                "rows": sum(len(part) for part in parts),
+                "columns": parts[0].manifest["columns"],
+                "parts": [part.folder.name for part in parts],
+            }
+            (partial_folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            _sync(partial_folder / "manifest.json")
+            os.replace(partial_folder, folder)
+            _sync(root)
+    return open_rows(folder, made_from)
+
+
+def neighbour_count(top_k: int, images: int) -> int:
+    """How many neighbours a table holds: a power of two, at least 256, so that a sweep over top_k shares one."""
+    return min(images, max(256, 1 << (top_k - 1).bit_length()))
+
+
+def neighbours(embedded: Rows, count: int, root: str | Path, progress: Report = silent, verify: bool = False) -> Rows:
     """Every image's nearest images of the whole set by the teacher: columns "index" (K,) int32, "cosine" (K,).
 
-    K is ``top_k`` rounded up to a power of two (at least 256, at most all images): a sweep over top_k shares one
-    table, of which it reads the first columns.
+    K is ``count``, see :func:`neighbour_count`; a loss reads the first columns.
 
     Args:
         embedded: the teacher's clean embeddings of the set; its fingerprint is part of the cache's.
     """
-    count = min(len(embedded), max(256, 1 << (top_k - 1).bit_length()))
+    count = min(count, len(embedded))
     made_from = {"embeddings": embedded.manifest["fingerprint"], "neighbours": count}
 
     def blocks() -> Iterator[Block]:
@@ -338,14 +492,14 @@ def _write(folder: Path, made_from: Mapping[str, Any], blocks: Iterator[Block]) 
     with pa.OSFile(str(folder / "data.arrow"), "wb") as sink:
         for block in blocks:
             for name, values in block.items():
-                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                if not isinstance(values, list) and values.dtype.kind == "f" and not np.isfinite(values).all():
                     raise ValueError(f"{folder.name.split('.')[0]}: column {name!r} has values that are not finite")
             if writer is None:
-                columns = {n: {"shape": v.shape[1:], "dtype": str(v.dtype)} for n, v in block.items()}
+                columns = {n: _column(v) for n, v in block.items()}
                 fields = [(n, _list_type(v)) for n, v in block.items()]
                 writer = pa.ipc.new_file(sink, pa.schema(fields, metadata={"made_from": json.dumps(made_from)}))
             waiting.append(block)
-            waiting_bytes += sum(v.nbytes for v in block.values())
+            waiting_bytes += sum(64 * len(v) if isinstance(v, list) else v.nbytes for v in block.values())
             rows += len(next(iter(block.values())))
             if waiting_bytes >= _BATCH_BYTES:
                 writer.write_batch(_record_batch(waiting))
@@ -376,14 +530,27 @@ def _tool_version() -> str:
         return "checkout"
 
 
-def _list_type(values: np.ndarray) -> pa.DataType:
+def _column(values: Any) -> dict[str, Any]:
+    if isinstance(values, list):
+        return {"shape": [], "dtype": "text"}
+    return {"shape": values.shape[1:], "dtype": str(values.dtype)}
+
+
+def _list_type(values: Any) -> pa.DataType:
+    if isinstance(values, list):
+        return pa.large_string()
     return pa.list_(pa.from_numpy_dtype(values.dtype), int(np.prod(values.shape[1:])))
 
 
 def _record_batch(blocks: list[Block]) -> pa.RecordBatch:
-    columns = {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
-    arrays = [pa.FixedSizeListArray.from_arrays(pa.array(v.reshape(-1)), type=_list_type(v)) for v in columns.values()]
-    return pa.record_batch(arrays, names=list(columns))
+    arrays = []
+    for name, first in blocks[0].items():
+        if isinstance(first, list):
+            arrays.append(pa.array([text for b in blocks for text in b[name]], pa.large_string()))
+        else:
+            values = np.concatenate([b[name] for b in blocks])
+            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=_list_type(values)))
+    return pa.record_batch(arrays, names=list(blocks[0]))
 
 
 def _ranges(count: int, step: int) -> list[range]:

@@ -32,11 +32,41 @@ def gather_without_gradient(local: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def share_buffers(module: torch.nn.Module) -> None:
-    """Gives every rank the buffers of rank 0: batch-norm statistics drift apart during a step."""
+def share_statistics(module: torch.nn.Module) -> None:
+    """Gives every rank the batch-norm statistics of rank 0: they are of each rank's own rows and drift apart."""
     if world_size() > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, 0)
+        for norm in _batch_norms(module):
+            for buffer in norm.buffers(recurse=False):
+                dist.broadcast(buffer, 0)
+
+
+@torch.no_grad()
+def check_equal_buffers(module: torch.nn.Module) -> None:
+    """Raises RuntimeError, with the buffer's name, where ranks disagree: an update was not gathered."""
+    if world_size() == 1:
+        return
+    buffers = [(name, buffer) for name, buffer in module.named_buffers() if buffer.numel()]
+    if not buffers:
+        return
+    sums_N2 = torch.stack([_checksum(buffer) for _, buffer in buffers])
+    of_ranks_RN2 = _all_rows(sums_N2[None])
+    same_N = ((of_ranks_RN2 == of_ranks_RN2[:1]) | of_ranks_RN2.isnan()).all(dim=2).all(dim=0).tolist()
+    for (name, _), same in zip(buffers, same_N, strict=True):
+        if not same:
+            raise RuntimeError(
+                f"the buffer {name} differs between ranks: its update must be made from rows gathered of all ranks"
+            )
+
+
+def _batch_norms(module: torch.nn.Module) -> list[torch.nn.Module]:
+    return [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+
+
+def _checksum(buffer: Tensor) -> Tensor:
+    """Sum, and sum weighted by position, so that rows in another order differ too."""
+    values = buffer.detach().flatten().double()
+    place = torch.arange(len(values), device=values.device, dtype=torch.float64).remainder_(1009)
+    return torch.stack([values.sum(), values @ place])
 
 
 def largest(value: float) -> float:

@@ -2,10 +2,14 @@
 
 import importlib
 import pkgutil
+from functools import lru_cache
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.method import Method, did_you_mean
+from orchestrator.recipe import did_you_mean
+
+if TYPE_CHECKING:
+    from orchestrator.method import Method
 
 
 def names(package: str) -> list[str]:
@@ -21,7 +25,7 @@ def datasets() -> list[str]:
     return [name for name in names("orchestrator.datasets") if hasattr(_module("orchestrator.datasets", name), "load")]
 
 
-def method(name: str) -> Method:
+def method(name: str) -> "Method":
     """``METHOD`` of ``orchestrator/methods/<name>.py``; raises ValueError with the near names."""
     return _found("orchestrator.methods", "METHOD", name, "method", methods)
 
@@ -29,6 +33,12 @@ def method(name: str) -> Method:
 def dataset(name: str) -> Any:
     """``load`` of ``orchestrator/datasets/<name>.py``; raises ValueError with the near names."""
     return _found("orchestrator.datasets", "load", name, "data set reader", datasets)
+
+
+@lru_cache(maxsize=8)
+def listed(name: str, data_root: str, part: str) -> Any:
+    """What a reader lists, once for each command: a list of millions of files takes a while."""
+    return dataset(name)(data_root, part)
 
 
 def space(name: str) -> Any:

@@ -1,8 +1,9 @@
 """The training loop: plain torch, any number of ranks, no Ray, no method, no log.
 
-On CPU with fixed seeds a run that is interrupted after any epoch and resumed ends with the weights and metrics
-of an uninterrupted one, bit for bit: the state holds the task without its teacher, the optimiser, the random
-generators of all ranks and the history; rates and draws are functions of the epoch.
+On CPU with fixed seeds a run that is interrupted after any epoch and resumed from its last checkpoint ends with
+the weights and metrics of an uninterrupted one, bit for bit: the state holds the task without its frozen modules,
+the optimiser, the random generators of all ranks and the history; rates and draws are functions of where training
+stands.
 """
 
 import copy
@@ -10,6 +11,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +19,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from orchestrator import distributed
-from orchestrator.method import Batch, Experiment, Losses, Task
+from orchestrator.method import Batch, Evaluation, Experiment, Losses, Progress, Task
 
-OnEpoch = Callable[[int, dict[str, float], Callable[[], dict[str, Any]]], None]  # epoch, metrics, state
+State = dict[str, Any]
+# Epoch, metrics, and at the end of an epoch with a checkpoint a function that makes the state, else None.
+OnEpoch = Callable[[int, dict[str, float], Callable[[], State] | None], None]
+
+_LOST_SECONDS = 300.0  # what a kill may cost where the recipe does not say when a checkpoint is due
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -31,63 +37,62 @@ def fit(
     device: torch.device,
     resume: Mapping[str, Any] | None = None,
     on_epoch: OnEpoch | None = None,
-) -> list[dict[str, float]]:
-    """Trains to the last epoch and returns the metrics of every epoch, those before a resume included.
+) -> tuple[list[dict[str, float]], Evaluation]:
+    """Trains to the last epoch; returns the metrics of every epoch, and the last evaluation.
 
     Args:
         experiment: task, optimiser, batches; see :class:`orchestrator.method.Experiment`.
         device: where the task is already.
-        resume: a state that ``on_epoch`` was once given.
-        on_epoch: called on every rank after every epoch with the metrics and a function that makes the state.
+        resume: a state that ``on_epoch`` was once given; the epochs before it are in the returned metrics too.
+        on_epoch: called on every rank after every epoch. Only one rank needs to make the state.
 
     Raises:
-        NonFiniteLoss: with the step, the terms and the images of the batch. The state of the epoch before is
-            the last one handed out.
+        NonFiniteLoss: with the step, the terms and the images of the batch. The last state handed out is good.
     """
     task = experiment.task
     if device.type == "cuda":
         task.to(memory_format=torch.channels_last)
-    step_of = _stepper(task, experiment, device)
+    forward = _forward(task, experiment, device)
     history: list[dict[str, float]] = []
     if resume is not None:
         history = [dict(h) for h in resume["history"]]
         load_state(experiment, resume, device)
+    evaluation, stored_at = Evaluation({}), time.monotonic()
     for epoch in range(len(history) + 1, experiment.epochs + 1):
-        rate = experiment.learning_rate(epoch)
-        for group in experiment.optimizer.param_groups:
-            frozen = epoch <= group.get("frozen_epochs", 0)
-            group["lr"] = 0.0 if frozen else rate * group.get("rate_scale", 1.0)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        task.train()
-        with torch.no_grad():
-            task.start_epoch(epoch)
         start = time.perf_counter()
-        means, steps = _train_epoch(experiment, epoch, step_of, device)
-        distributed.share_buffers(task)  # so that all ranks evaluate, and store, one network
-        seconds = time.perf_counter() - start
-        metrics = {"train/learning_rate": rate, **means}
+        metrics = _before(experiment, epoch)
+        trained_from = time.perf_counter()
+        means, steps = _train_epoch(experiment, epoch, forward, device)
+        distributed.share_statistics(task)
+        distributed.check_equal_buffers(task)
+        seconds = time.perf_counter() - trained_from
+        metrics = {**means, **metrics}
         if epoch % experiment.evaluate_every == 0 or epoch == experiment.epochs:
-            task.eval()
-            with torch.no_grad():
-                metrics |= experiment.evaluate(task)
-        metrics["perf/images_per_s"] = steps * experiment.images_per_step / seconds
+            evaluation = _evaluated(experiment)
+            metrics |= evaluation.metrics
+        metrics["perf/images_per_s"] = steps * experiment.items_per_step / seconds
         metrics["perf/epoch_s"] = time.perf_counter() - start
         metrics["perf/peak_memory_mib"] = distributed.largest(_peak_memory(device))
         history.append(metrics)
         if on_epoch is not None:
-            on_epoch(epoch, metrics, lambda: training_state(experiment, history, device))
-    return history
+            state = None
+            if _checkpoint_is_due(experiment, epoch, stored_at):
+                stored_at = time.monotonic()
+                state = partial(training_state, experiment, history, _generators(device))
+            on_epoch(epoch, metrics, state)
+    if len(history) == experiment.epochs and not evaluation.metrics:  # resumed after the last epoch
+        evaluation = _evaluated(experiment)
+    return history, evaluation
 
 
-def training_state(experiment: Experiment, history: list[dict[str, float]], device: torch.device) -> dict[str, Any]:
-    """Everything a resume needs, on the CPU. Collective: every rank must call it."""
-    own = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
-    generators = distributed.gather_without_gradient(own[None].to(device)).cpu()
+def training_state(experiment: Experiment, history: list[dict[str, float]], generators: Tensor) -> State:
+    """Everything a resume needs, on the CPU; a snapshot, not a view of what trains on."""
     return {
         "epoch": len(history),
-        "task": {k: v.detach().cpu().clone() for k, v in experiment.task.state_dict().items() if not _is_teacher(k)},
-        "optimizer": copy.deepcopy(experiment.optimizer.state_dict()),  # a snapshot, not a view of what trains on
+        "task": {k: v.detach().cpu().clone() for k, v in experiment.task.stored().items()},
+        "optimizer": copy.deepcopy(experiment.optimizer.state_dict()),
         "generators": generators,
         "history": [dict(h) for h in history],
     }
@@ -104,15 +109,14 @@ def load_state(experiment: Experiment, state: Mapping[str, Any], device: torch.d
             f"the checkpoint is of {len(state['generators'])} workers, this run has {distributed.world_size()}; "
             f"resume with the same number"
         )
-    expected = {k for k in experiment.task.state_dict() if not _is_teacher(k)}
-    if expected != set(state["task"]):
-        wrong = sorted(expected ^ set(state["task"]))
+    expected, stored = experiment.task.stored(), dict(state["task"])
+    stored.setdefault("steps", expected["steps"])  # 0.3 did not count them
+    if expected.keys() != stored.keys():
+        wrong = sorted(expected.keys() ^ stored.keys())
         raise ValueError(f"the checkpoint is of another network: {len(wrong)} tensors do not fit, first {wrong[0]}")
-    experiment.task.load_state_dict(state["task"], strict=False)
+    experiment.task.load_state_dict(stored, strict=False)
     experiment.optimizer.load_state_dict(state["optimizer"])
-    # A clone: torch ignores the storage offset of a row and would read another rank's state, or crash.
-    own = state["generators"][distributed.rank()].clone()
-    torch.set_rng_state(own) if device.type == "cpu" else torch.cuda.set_rng_state(own, device)
+    _set_generators(state["generators"][distributed.rank()], device)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -126,10 +130,20 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return [to_device(v, device) for v in batch] if isinstance(batch, list | tuple) else batch
 
 
-def _stepper(task: Task, experiment: Experiment, device: torch.device) -> Callable[[Batch], Losses]:
+def _forward(task: Task, experiment: Experiment, device: torch.device) -> Callable[[Batch], Losses]:
     module: torch.nn.Module = task
     if distributed.world_size() > 1:
-        module = DistributedDataParallel(task, device_ids=[device] if device.type == "cuda" else None)
+        # Buffers are left alone: every update is gathered, so they are equal, and a bank of half a gigabyte is not
+        # sent in every step. Frozen modules have no gradient to share and nothing that changes.
+        frozen = tuple(f"{name}." for name in task.frozen)
+        states = [key for key in task.state_dict() if key.startswith(frozen)] if frozen else []
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, states)
+        module = DistributedDataParallel(
+            task,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            find_unused_parameters=experiment.unused_parameters,
+        )
     if experiment.compile:
         module = torch.compile(module)
 
@@ -140,42 +154,92 @@ def _stepper(task: Task, experiment: Experiment, device: torch.device) -> Callab
     return forward
 
 
+@torch.no_grad()
+def _before(experiment: Experiment, epoch: int) -> dict[str, float]:
+    """The work of the experiment's ``start_epoch``, and how long it took."""
+    if experiment.start_epoch is None:
+        return {}
+    experiment.task.eval()
+    start = time.perf_counter()
+    told = dict(experiment.start_epoch(experiment.task, epoch))
+    return {**told, "perf/start_epoch_s": time.perf_counter() - start}
+
+
+@torch.no_grad()
+def _evaluated(experiment: Experiment) -> Evaluation:
+    experiment.task.eval()
+    return experiment.evaluate(experiment.task)
+
+
+def _set_rate(experiment: Experiment, progress: Progress) -> float:
+    rate = experiment.rate(progress)
+    for group in experiment.optimizer.param_groups:
+        frozen = progress.epoch <= group.get("frozen_epochs", 0)
+        group["lr"] = 0.0 if frozen else rate * group.get("rate_scale", 1.0)
+    return rate
+
+
+class _Means:
+    """Sums on the device, divided once by how often each name came: a term may be absent in some steps."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach().clone()
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def result(self) -> dict[str, float]:
+        return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+
+
 def _train_epoch(
     experiment: Experiment, epoch: int, forward: Callable[[Batch], Losses], device: torch.device
 ) -> tuple[dict[str, float], int]:
-    """Mean total, raw and weighted terms of the epoch, and its number of steps."""
-    sums: dict[str, Tensor] = {}
+    """Mean total, raw and weighted terms of the epoch over the steps that have them, and its number of steps."""
+    task = experiment.task
+    task.train()
+    means, rates = _Means(), []
     waiting: tuple[int, Losses, list[str]] | None = None
-    steps = 0
+    steps, total_steps = 0, experiment.steps_per_epoch
+    before = (epoch - 1) * total_steps
     for raw in experiment.batches(epoch):
-        names = _names(raw)
+        within = steps / total_steps if total_steps else 0.0
+        rates.append(_set_rate(experiment, Progress(epoch, before + steps, within)))
         losses = forward(to_device(raw, device))
-        total = losses.total
-        experiment.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        gradients = [p.grad for p in experiment.task.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if experiment.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(experiment.task.parameters(), experiment.clip_norm, norm)
-        experiment.optimizer.step()
-        with torch.no_grad():
-            experiment.task.after_step()
+        norm = _step(experiment, losses)
         # Looked at one step late, so that a GPU never waits for the host in the middle of a step.
         if waiting is not None:
             _check_finite(epoch, *waiting)
         detached = Losses({k: t.detach() for k, t in losses.terms.items()}, losses.weights)
-        waiting = steps + 1, detached, names
-        for name, term in detached.terms.items():
-            sums[f"loss/{name}"] = sums.get(f"loss/{name}", 0) + term
-            sums[f"loss_weighted/{name}"] = sums.get(f"loss_weighted/{name}", 0) + term * losses.weights[name]
-        seen = {"loss": total, "gradient_norm": norm, **losses.observed}
-        for name, value in seen.items():
-            sums[f"train/{name}"] = sums.get(f"train/{name}", 0) + value.detach()
         steps += 1
+        waiting = steps, detached, _names(raw)
+        for name, term in detached.terms.items():
+            means.add(f"loss/{name}", term)
+            means.add(f"loss_weighted/{name}", term * losses.weights[name])
+        for name, value in {"loss": detached.total, "gradient_norm": norm, **losses.observed}.items():
+            means.add(f"train/{name}", value)
     if waiting is None:
         raise ValueError(f"epoch {epoch} has no batch; is the training set smaller than one batch?")
     _check_finite(epoch, *waiting)
-    return {name: float(value) / steps for name, value in sums.items()}, steps
+    return {"train/learning_rate": sum(rates) / len(rates), **means.result()}, steps
+
+
+def _step(experiment: Experiment, losses: Losses) -> Tensor:
+    """Backward pass, optimiser, and the state that follows; returns the norm of the gradient."""
+    task = experiment.task
+    experiment.optimizer.zero_grad(set_to_none=True)
+    losses.total.backward()
+    gradients = [p.grad for p in task.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if experiment.clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(task.parameters(), experiment.clip_norm, norm)
+    experiment.optimizer.step()
+    with torch.no_grad():
+        task.after_step(losses.kept)
+        task.steps += 1
+    return norm
 
 
 def _check_finite(epoch: int, step: int, losses: Losses, names: list[str]) -> None:
@@ -193,8 +257,32 @@ def _names(batch: Any) -> list[str]:
     return [str(n) for n in batch.get("names", ())] + [n for part in batch.values() for n in _names(part)]
 
 
-def _is_teacher(key: str) -> bool:
-    return key.startswith("teacher")
+def _checkpoint_is_due(experiment: Experiment, epoch: int, stored_at: float) -> bool:
+    """Equal on all ranks: by the epoch, or by the slowest rank's clock."""
+    if epoch == experiment.epochs:
+        return True
+    if experiment.checkpoint_every:
+        return epoch % experiment.checkpoint_every == 0
+    return distributed.largest(time.monotonic() - stored_at) >= _LOST_SECONDS
+
+
+def _generators(device: torch.device) -> Tensor:
+    """States of the random generators, of the CPU and of the device, of every rank: (ranks, bytes)."""
+    own = torch.get_rng_state()
+    if device.type == "cuda":
+        own = torch.cat([own, torch.cuda.get_rng_state(device)])
+    return distributed.gather_without_gradient(own[None].to(device)).cpu()
+
+
+def _set_generators(stored: Tensor, device: torch.device) -> None:
+    size = len(torch.get_rng_state())
+    # Clones: torch ignores the storage offset of a row and would read another rank's state, or crash.
+    if device.type == "cuda":
+        on_device = stored[size:] if len(stored) > size else stored  # 0.3 kept the device's alone
+        torch.cuda.set_rng_state(on_device.clone(), device)
+        if len(stored) <= size:
+            return
+    torch.set_rng_state(stored[:size].clone())
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -1,21 +1,23 @@
 """The contract between a method and everything that runs it.
 
 A method file holds, in this order: docstring, ``Recipe``, the ``Task``, ``METHOD``. What varies between
-methods is behind the few names here; ``fit.py`` knows no method, and a method knows no rank, log or cluster.
+methods is behind the few names here; ``fit.py`` knows no method, and a method knows no log or cluster.
 """
 
-import dataclasses
-import difflib
-import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from orchestrator.needs import Need, Place, Prepared, Ready, Report
+from orchestrator.pictures import Picture
+from orchestrator.recipe import Recipe
 
 Batch = dict[str, Any]  # tensors, or dicts of tensors for a step that sees batches of different kinds
 
@@ -26,41 +28,80 @@ class Losses(NamedTuple):
     terms: dict[str, Tensor]
     weights: dict[str, float]
     observed: Mapping[str, Tensor] = MappingProxyType({})  # scalars for the log that nobody trains on
+    kept: Mapping[str, Tensor] = MappingProxyType({})  # detached, of this rank; handed to Task.after_step
 
     @property
     def total(self) -> Tensor:
-        """The one scalar that is back-propagated."""
-        return sum(self.weights[name] * term for name, term in self.terms.items())
+        """The one scalar that is back-propagated.
+
+        Raises:
+            ValueError: there is no term.
+        """
+        if not self.terms:
+            raise ValueError("a step without any loss term has nothing to train on")
+        return reduce(add, (self.weights[name] * term for name, term in self.terms.items()))
 
 
 class Task(nn.Module):
     """A student in training, its frozen teacher (or none), and the losses between them.
 
-    Sub-modules whose names begin with ``teacher`` are left out of checkpoints; everything else, projectors and
-    buffers (banks, queues, thresholds) included, is in them. ``forward`` maps one batch to :class:`Losses`, computed
-    over the whole batch of all ranks: gather embeddings with ``orchestrator.distributed.gather`` first.
+    ``frozen`` names the sub-modules that never change, exactly: they stay in eval mode, get no gradient and are in
+    no checkpoint. Everything else is in it: projectors, and every buffer (banks, queues, thresholds, positions).
+    ``forward`` maps one batch to :class:`Losses`, computed over the whole batch of all ranks: gather embeddings
+    with ``orchestrator.distributed.gather`` first.
     """
 
-    student: nn.Module
-    teacher: nn.Module | None
+    frozen: frozenset[str] = frozenset({"teacher"})
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None):
         super().__init__()
         self.student, self.teacher = student, teacher
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # done so far; counted by the loop
         if teacher is not None:
             teacher.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Task":
         super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()  # a teacher never updates its batch-norm statistics
+        for module in self.frozen_modules():
+            module.eval()  # a teacher never updates its batch-norm statistics
         return self
 
-    def start_epoch(self, epoch: int) -> None:
-        """Work over the whole training set before epoch 1, 2, …, such as re-clustering; results go to buffers."""
+    def frozen_modules(self) -> list[nn.Module]:
+        """The modules that ``frozen`` names, those that there are."""
+        found = (getattr(self, name, None) for name in sorted(self.frozen))
+        return [module for module in found if module is not None]
 
-    def after_step(self) -> None:
-        """State that follows the optimiser step, such as a memory bank; called under ``no_grad``."""
+    def stored(self) -> dict[str, Tensor]:
+        """Parameters and buffers that a checkpoint holds: all but those of frozen modules."""
+        left_out = {f"{name}." for name in self.frozen}
+        return {
+            key: value
+            for key, value in self.state_dict().items()
+            if not any(key.startswith(prefix) for prefix in left_out)
+        }
+
+    def after_step(self, kept: Mapping[str, Tensor]) -> None:
+        """State that follows the optimiser step, such as a memory bank, from what ``forward`` kept.
+
+        Called under ``no_grad`` on every rank with its own rows. Gather them: buffers must be equal on all ranks.
+        """
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands when a step begins."""
+
+    epoch: int  # from 1
+    step: int  # of all steps of the training so far, from 0; within the epoch where its length is not known
+    within: float  # share of the epoch that is done, in [0, 1); 0 where the epoch's length is not known
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics such as "val/map" as fractions, and what pictures are made from."""
+
+    metrics: Mapping[str, float]
+    found: Any = None  # of the family's own type; never logged
 
 
 @dataclass
@@ -70,197 +111,91 @@ class Experiment:
     task: Task
     optimizer: Optimizer
     epochs: int
-    learning_rate: Callable[[int], float]  # 1-based epoch -> rate of the whole epoch
+    rate: Callable[[Progress], float]  # of every step; a group's "rate_scale" and "frozen_epochs" are applied to it
     batches: Callable[[int], Iterable[Batch]]  # 1-based epoch -> this rank's batches; same draws on every call
-    evaluate: Callable[[Task], dict[str, float]]  # metrics such as "val/map", fractions in [0, 1]
+    evaluate: Callable[[Task], Evaluation]
+    # Work over the whole training set before epoch 1, 2, …, such as re-clustering: on all ranks, in eval mode, without
+    # gradient. What it returns is logged; what later epochs need of it goes to the task's buffers.
+    start_epoch: Callable[[Task, int], Mapping[str, float]] | None = None
+    steps_per_epoch: int = 0  # known in advance; needed by a rate that looks at Progress.within
     precision: Literal["float32", "bfloat16"] = "float32"  # of the networks; losses are float32 always
     compile: bool = False
+    unused_parameters: bool = False  # some steps leave some parameters without a gradient
     clip_norm: float = 0.0  # largest gradient norm, 0 = no clipping
     evaluate_every: int = 1  # epochs; the last epoch is always evaluated
-    images_per_step: int = 0  # over all ranks, for images/s
+    checkpoint_every: int = 0  # epochs; 0 = when the last one is five minutes old
+    items_per_step: int = 0  # images (or scenes, pairs) over all ranks, for the throughput
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a job reads and writes: absolute paths, plain strings, the same on every node."""
+class Where:
+    """Where a job runs."""
 
-    storage: str
-    data_root: str = ""
-
-    def folder(self, *parts: str) -> str:
-        return "/".join((self.storage, *parts))
+    place: Place
+    rank: int
+    world: int
+    device: torch.device
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A number that a method measures."""
+
+    name: str  # as logged: "val/tar_1e-4"
+    title: str  # as printed: "TAR@1e-4"
+    percent: bool = True
+
+    def shown(self, value: float | None) -> str:
+        """The value as tables print it, empty where there is none."""
+        if value is None:
+            return ""
+        return f"{100 * value:.2f}" if self.percent else f"{value:.4g}"
+
+
 class Method:
-    """What ``METHOD`` of a method file is."""
+    """What ``METHOD`` of a method file is: one subclass for each family, one instance for each file.
 
+    Attributes:
+        paper: what is re-implemented.
+        recipes: benchmark -> recipe; "demo" always.
+        metrics: what is measured; the first is what a sweep maximises and tables show first.
+        family: methods of one family meet each other's needs.
+    """
+
+    family: ClassVar[str]
     paper: str
-    recipes: Mapping[str, Any]  # benchmark -> recipe, a frozen dataclass; "demo" always
-    check: Callable[[Any, int], None]  # recipe, workers; raises ValueError for values that cannot work together
-    # Everything expensive that all trials share, built once before any of them; returns facts for the record.
-    prepare: Callable[[Any, Place], dict[str, Any]]
-    experiment: Callable[[Any, Place, int, int, Any], Experiment]  # recipe, place, rank, world size, device
-    # Names of recipe fields that change what `prepare` builds; all others may vary inside one sweep.
-    prepared_by: frozenset[str] = field(default_factory=frozenset)
-    preparation: str = ""  # what kind is prepared: methods of one kind share it where those fields are equal
-    has_teacher: bool = False
-    # What must be trained first, as (method name, recipe) of a teacher; None when there is nothing to train.
-    teacher: Callable[[Any, Place], tuple[str, Any] | None] = lambda recipe, place: None
-    # Folder of that teacher, trained or not; known before training. The last argument is a progress callback.
-    teacher_folder: Callable[[Any, Place, Any], str] = lambda recipe, place, progress: ""
-    # A stored student scored again from images and caches: student, recipe, place -> metrics.
-    evaluate: Callable[[nn.Module, Any, Place], dict[str, float]] | None = None
-    # How published tables name the networks of a recipe: (query network, gallery network or teacher).
-    networks: Callable[[Any], tuple[str, str]] = lambda recipe: ("", "")
-    # Names of recipe fields of which a stored student can be scored and exported with another value.
-    after_training: Callable[[Any], frozenset[str]] = lambda recipe: frozenset()
-    # The recipe with everything switched off that scoring a stored student does not need.
-    for_evaluation: Callable[[Any], Any] = lambda recipe: recipe
-    # Pictures of a trained student by name, as plain data that orchestrator.figures draws.
-    pictures: Callable[[nn.Module, Any, Place], dict[str, "Panel | Sheet | Points"]] | None = None
+    recipes: Mapping[str, Recipe]
+    metrics: tuple[Metric, ...]
 
+    def check(self, recipe: Any, workers: int = 1) -> None:
+        """Raises ValueError for values that are allowed alone but not together, or networks that cannot be built."""
 
-@dataclass(frozen=True)
-class Panel:
-    """Pictures of a few queries with what was found for them; plain pixels, drawn by ``orchestrator.figures``."""
+    def needs(self, recipe: Any, place: Place, purpose: Literal["train", "score"] = "train") -> dict[str, Need]:
+        """What must exist before a trial, or before a stored student is scored, by role; reads no image."""
+        raise NotImplementedError
 
-    title: str
-    query: np.ndarray  # (Q, H, W, 3) uint8
-    results: np.ndarray  # (Q, R, H, W, 3) uint8, best first
-    correct: np.ndarray  # (Q, R) bool
+    def make(self, need: Need, after: Mapping[str, Ready], where: Where, progress: Report) -> Ready:
+        """Meets a need of this family that is not a training; ``after`` has the roles of ``need.after``."""
+        raise NotImplementedError
 
+    def experiment(self, recipe: Any, prepared: Prepared, where: Where) -> Experiment:
+        """The training job of one rank. Opens what is prepared; builds and reads nothing else."""
+        raise NotImplementedError
 
-@dataclass(frozen=True)
-class Sheet:
-    """A table of pictures with names of rows and columns."""
+    def score(self, student: nn.Module, recipe: Any, prepared: Prepared, where: Where) -> Evaluation:
+        """A student under the benchmark's protocol; the experiment's ``evaluate`` calls it too."""
+        raise NotImplementedError
 
-    title: str
-    images: np.ndarray  # (R, C, H, W, 3) uint8
-    columns: tuple[str, ...]
-    rows: tuple[str, ...] = ()
+    def pictures(
+        self, student: nn.Module, recipe: Any, prepared: Prepared, evaluation: Evaluation, where: Where
+    ) -> dict[str, Picture]:
+        """Pictures of a trained student, from what its evaluation found."""
+        return {}
 
+    def networks(self, recipe: Any) -> tuple[str, str]:
+        """How printed tables name the networks of a recipe: (student, teacher), empty where there is none."""
+        return "", ""
 
-@dataclass(frozen=True)
-class Points:
-    """Maps of the same points in the plane, side by side."""
-
-    title: str
-    maps: Mapping[str, np.ndarray]  # name -> (N, 2)
-    label: np.ndarray  # (N,) whole numbers; one colour each
-    marked: np.ndarray  # (N,) bool: drawn with another mark
-    marks: tuple[str, str]  # what unmarked and marked points are
-
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a recipe field, written in its annotation: ``Annotated[float, Range(0, 1)]``."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    above: bool = False  # low itself is not allowed
-
-    def __contains__(self, value: float) -> bool:
-        return (self.low < value if self.above else self.low <= value) and value <= self.high
-
-    def __str__(self) -> str:
-        return f"{'above' if self.above else 'at least'} {self.low:g}" + (
-            f" and at most {self.high:g}" if self.high < math.inf else ""
-        )
-
-
-FilePath = Annotated[str, "file"]  # made absolute where it is typed: workers run in folders of their own
-Positive = Annotated[float, Range(0, above=True)]
-Weight = Annotated[float, Range(0)]
-Probability = Annotated[float, Range(0, 1)]
-Count = Annotated[int, Range(1)]
-
-
-def field_types(recipe: Any) -> dict[str, Any]:
-    """Field name -> annotation with its :class:`Range`."""
-    return get_type_hints(type(recipe), include_extras=True)
-
-
-def check_field(recipe: Any, name: str, value: Any) -> Any:
-    """The value as the recipe field's type; text is parsed.
-
-    Raises:
-        ValueError: unknown field (the near ones are named), wrong type, or outside the field's range.
-    """
-    types = field_types(recipe)
-    if name not in types:
-        raise ValueError(f"the recipe has no field {name!r}" + did_you_mean(name, types))
-    annotation = types[name]
-    bounds = next((a for a in get_args(annotation) if isinstance(a, Range)), None)
-    if annotation == FilePath and value:
-        value = str(Path(value).expanduser().absolute())
-    plain = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-    try:
-        value = _parse(plain, value)
-    except (ValueError, TypeError, KeyError, StopIteration) as error:
-        raise ValueError(f"{name} must be {_describe(plain)}, got {value!r}") from error
-    if bounds is not None and not all(v in bounds for v in (value if isinstance(value, tuple) else (value,))):
-        raise ValueError(f"{name} must be {bounds}, got {value}")
-    return value
-
-
-def changed(recipe: Any, settings: Mapping[str, Any]) -> Any:
-    """The recipe with some fields replaced, each checked."""
-    return dataclasses.replace(recipe, **{name: check_field(recipe, name, value) for name, value in settings.items()})
-
-
-def recipe_dict(recipe: Any) -> dict[str, Any]:
-    """Plain JSON values of every field, in order."""
-    return {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
-
-
-def recipe_from(template: Any, values: Mapping[str, Any]) -> Any:
-    """The inverse of :func:`recipe_dict`, for a template of the same recipe class."""
-    return changed(template, values)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A clause that lists the near names, or all of them when none is near.
-
-    >>> did_you_mean("bta", ["alpha", "beta"])
-    '; did you mean beta?'
-    """
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"; did you mean {', '.join(near)}?" if near else f"; there are: {', '.join(known)}"
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _parse(kind: Any, value: Any) -> Any:
-    if get_origin(kind) is Literal:
-        # Text from a command line means the option that is written so, whole numbers included.
-        return next(option for option in get_args(kind) if str(option) == str(value))
-    if get_origin(kind) is tuple:
-        parts = value.lower().replace("x", ",").split(",") if isinstance(value, str) else list(value)
-        if len(parts) != len(get_args(kind)):
-            raise ValueError
-        return tuple(_parse(k, p) for k, p in zip(get_args(kind), parts, strict=True))
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
-    if kind is int:
-        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-            raise ValueError
-        return int(value)
-    if kind is float:
-        if isinstance(value, bool) or not math.isfinite(float(value)):
-            raise ValueError
-        return float(value)
-    return str(value)
-
-
-def _describe(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(repr(v) for v in get_args(kind))
-    if get_origin(kind) is tuple:
-        return f"{len(get_args(kind))} numbers such as {'x'.join(['64'] * len(get_args(kind)))}"
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+    def after_training(self, recipe: Any) -> frozenset[str]:
+        """Recipe fields of which a stored student can be scored and exported with another value."""
+        return frozenset()

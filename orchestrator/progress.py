@@ -1,11 +1,13 @@
 """One readable display of a sweep: a live line on a terminal, plain event lines elsewhere."""
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -33,17 +35,17 @@ def symbol(name: str) -> str:
 class Board:
     """Trials done, running and failed, epochs of the running ones, the best so far, and when it will end."""
 
-    def __init__(
-        self, console: Console, trials: int, epochs: int, metric: str, known: list[tuple[int, str, float | None]]
-    ):
-        self.console, self.trials, self.epochs, self.metric = console, trials, epochs, metric
+    def __init__(self, console: Console, metric: str, known: Sequence[Any], trials: int):
+        """``known`` are the records of trials that are there already."""
+        self.console, self.trials, self.metric = console, trials, metric
         self.best: list[float] = []
         self.done = 0
         self.running: dict[int, tuple[int, float | None]] = {}
+        self.epochs: dict[int, int] = {}  # of every trial that was started
         self.failed = self.pruned = 0
-        for _, status, value in known:
-            if status != "running":
-                self._count(status, value)
+        for record in known:
+            if record.status != "running":
+                self._count(record.status, record.value)
         self.started_at, self.epochs_here = time.monotonic(), 0
         self._last_line = time.monotonic()
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
@@ -57,9 +59,9 @@ class Board:
         if self.console.is_terminal:
             self._live.stop()
 
-    def started(self, number: int, point: dict[str, Any]) -> None:
+    def started(self, number: int, point: Mapping[str, Any], epochs: int) -> None:
         again = number in self.running
-        self.running[number] = (0, None)
+        self.running[number], self.epochs[number] = (0, None), epochs
         self.console.print(f"  trial {number} {'restarted' if again else 'started'}: {label(point)}", markup=False)
 
     def epoch(self, number: int, epoch: int, value: float | None) -> None:
@@ -91,7 +93,7 @@ class Board:
             parts.append(f"{self.pruned} stopped early")
         if self.failed:
             parts.append(f"{self.failed} failed")
-        running = ", ".join(f"t{n} epoch {e}/{self.epochs}" for n, (e, _) in sorted(self.running.items()))
+        running = ", ".join(f"t{n} epoch {e}/{self.epochs[n]}" for n, (e, _) in sorted(self.running.items()))
         parts.append(f"running: {running or 'starting'}")
         if self.best:
             parts.append(f"best {self.metric} {max(self.best):.4f}")
@@ -99,9 +101,10 @@ class Board:
 
     def _eta(self) -> str:
         elapsed = time.monotonic() - self.started_at
-        left = (self.trials - self.done) * self.epochs - sum(e for e, _ in self.running.values())
         if not self.epochs_here:
             return f"{elapsed:.0f} s"
+        each = sum(self.epochs.values()) / len(self.epochs)
+        left = (self.trials - self.done) * each - sum(e for e, _ in self.running.values())
         seconds = elapsed / self.epochs_here * max(0, left)
         return f"ETA {seconds / 60:.0f} min" if seconds > 90 else f"ETA {seconds:.0f} s"
 
@@ -109,3 +112,40 @@ class Board:
         table = Table.grid()
         table.add_row(Text(self._status()))
         return table
+
+
+class PreparationBar:
+    """A progress bar with an ETA for every step of a preparation; plain lines where nothing can be redrawn."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.tasks: dict[str, Any] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bar.add_task(what, total=total)
+            if not self.console.is_terminal:
+                self.console.print(f"  {what} ({total})", highlight=False, markup=False)
+        self.bar.update(self.tasks[what], completed=done)
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(f"  {text}", highlight=False)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Makes room for another display."""
+        self.bar.stop()
+        try:
+            yield
+        finally:
+            self.bar.start()
+
+    def __enter__(self) -> "PreparationBar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.stop()

@@ -9,15 +9,20 @@ interface keeps per-process state that does not survive workers.
 import contextlib
 import json
 import os
+import shlex
+import socket
 import sys
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# MLflow reads these when it is imported.
+for _name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    os.environ.setdefault(_name, "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
@@ -25,10 +30,11 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.tracking import MlflowClient
 
 from orchestrator import cache, checkpoint
-from orchestrator.method import Place
+from orchestrator.needs import Place
 
 RECORD = "record.json"
 
@@ -43,6 +49,7 @@ class Record:
     recipe: dict[str, Any]
     place: Place
     facts: dict[str, Any]
+    prepared: dict[str, dict[str, Any]] = field(default_factory=dict)  # role -> what was ready for it; none before 0.4
 
 
 def tracking_uri(storage: str) -> str:
@@ -56,11 +63,38 @@ def tracking_uri(storage: str) -> str:
 def ui_command(uri: str) -> str:
     """What a person types to look at the runs."""
     if uri.startswith("http"):
-        return f"open {uri}"
+        return shlex.join(["open", uri])
     python = Path(sys.executable)
     with contextlib.suppress(ValueError):
         python = python.relative_to(Path.cwd())
-    return f"{python} -m mlflow ui --backend-store-uri {uri} --workers 1"
+    return shlex.join([str(python), "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"])
+
+
+def check(uri: str) -> None:
+    """Asks the store once, so that a wrong address ends a command before anything is trained.
+
+    Raises:
+        ValueError: MLflow refuses the address, or nobody answers.
+    """
+    if uri.startswith("http"):
+        _check_server(uri)
+    try:
+        client(uri).search_experiments(max_results=1)
+    except Exception as error:  # whatever a store raises, the address matters
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"MLFLOW_TRACKING_URI={uri} cannot be used: {first}; set it to sqlite:///FILE or to a running server"
+        ) from error
+
+
+def _check_server(uri: str) -> None:
+    # MLflow itself would try again for minutes.
+    address = urllib.parse.urlsplit(uri)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=10).close()
+    except OSError as error:
+        raise ValueError(f"MLFLOW_TRACKING_URI={uri} does not answer: {error}; start the server, or unset it") from error
 
 
 def client(uri: str) -> MlflowClient:
@@ -112,27 +146,23 @@ def run(uri: str, experiment_id: str, key: str, name: str, tags: Mapping[str, st
 
 def log_record(uri: str, record: Record) -> None:
     """The record as an artifact, and its data sets and caches as MLflow datasets."""
-    mlflow_client = client(uri)
     stored = {
+        "format": 2,
         "method": record.method,
         "benchmark": record.benchmark,
         "recipe": record.recipe,
         "storage": record.place.storage,
         "data_root": record.place.data_root,
         "facts": record.facts,
+        "prepared": record.prepared,
     }
-    mlflow_client.log_dict(record.run_id, stored, RECORD)
+    log_json(uri, record.run_id, stored, RECORD)
     inputs = []
-    for part in ("train", "query", "gallery", "occluders"):
-        fingerprint = record.facts.get(f"{part}_fingerprint")
-        if fingerprint:
-            inputs.append(_dataset(f"{record.recipe['dataset']}-{part}", fingerprint, part, record.place.data_root))
-    for context in ("target_cache", "gallery_cache"):
-        if context in record.facts:
-            name = record.facts[context]
-            folder = record.place.folder("cache", name)
-            inputs.append(_dataset(name.rsplit("-", 1)[0], name.rsplit("-", 1)[1], context, folder))
-    mlflow_client.log_inputs(record.run_id, inputs)
+    for role, ready in record.prepared.items():
+        if ready["fingerprint"]:
+            where = record.place.data_root if ready["kind"] == "index" else record.place.folder(ready["path"])
+            inputs.append(_dataset(f"{record.benchmark} {role}", ready["fingerprint"], role, where))
+    client(uri).log_inputs(record.run_id, inputs)
 
 
 def read_record(uri: str, run_id: str) -> Record:
@@ -141,15 +171,14 @@ def read_record(uri: str, run_id: str) -> Record:
     Raises:
         ValueError: there is no such run, or it has no record.
     """
-    try:
-        path = client(uri).download_artifacts(run_id, RECORD)
-    except (MlflowException, OSError) as error:
-        raise ValueError(
-            f"{uri} has no run {run_id!r} with a {RECORD}; the run id is in the table of the sweep"
-        ) from error
-    stored = json.loads(Path(path).read_text())
-    place = Place(storage=stored["storage"], data_root=stored["data_root"])
-    return Record(run_id, stored["method"], stored["benchmark"], stored["recipe"], place, stored["facts"])
+    path = artifact(uri, run_id, RECORD)
+    if path is None:
+        raise ValueError(f"{uri} has no run {run_id!r} with a {RECORD}; the run id is in the table of the sweep")
+    stored = json.loads(path.read_text())
+    storage = _own_storage(uri) or stored["storage"]  # a storage that was moved is where its database is
+    place = Place(storage=storage, data_root=stored["data_root"])
+    prepared = stored.get("prepared", {})
+    return Record(run_id, stored["method"], stored["benchmark"], stored["recipe"], place, stored["facts"], prepared)
 
 
 class EpochLog:
@@ -181,11 +210,15 @@ def log_values(
     )
 
 
-def log_student(uri: str, run_id: str, student: checkpoint.Model, facts: Mapping[str, Any]) -> None:
-    """The student as ``student/student.safetensors`` + ``student/student.json``, and its classifier if it has one."""
+def log_student(uri: str, run_id: str, student: Any, facts: Mapping[str, Any]) -> None:
+    """The student as ``student/student.safetensors`` + ``student/student.json``, and what is stored beside it."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save_model(folder, student, facts)
-        client(uri).log_artifacts(run_id, folder, "student")
+        moved = _moved_artifacts(uri, run_id)
+        if moved is not None:
+            moved.log_artifacts(folder, "student")
+        else:
+            client(uri).log_artifacts(run_id, folder, "student")
 
 
 def student_file(uri: str, run_id: str) -> Path:
@@ -194,27 +227,37 @@ def student_file(uri: str, run_id: str) -> Path:
     Raises:
         ValueError: the run has no student (it failed, was stopped early, or is not finished).
     """
-    try:
-        return Path(client(uri).download_artifacts(run_id, "student")) / "student.safetensors"
-    except (MlflowException, OSError) as error:
-        raise ValueError(f"run {run_id} has no student; only finished trials have one") from error
+    folder = artifact(uri, run_id, "student")
+    if folder is None:
+        raise ValueError(f"run {run_id} has no student; only finished trials have one")
+    return folder / "student.safetensors"
 
 
 def log_figure(uri: str, run_id: str, figure: Any, name: str) -> None:
-    client(uri).log_figure(run_id, figure, name)
+    with tempfile.TemporaryDirectory() as folder:
+        figure.savefig(Path(folder) / name)
+        log_file(uri, run_id, Path(folder) / name)
 
 
 def pictures(uri: str, run_id: str) -> list[str]:
     """Names of the pictures among a run's artifacts."""
-    return sorted(file.path for file in client(uri).list_artifacts(run_id) if file.path.endswith(".png"))
+    moved = _moved_artifacts(uri, run_id)
+    files = moved.list_artifacts() if moved is not None else client(uri).list_artifacts(run_id)
+    return sorted(file.path for file in files if file.path.endswith(".png"))
 
 
 def log_json(uri: str, run_id: str, value: Any, name: str) -> None:
-    client(uri).log_text(run_id, json.dumps(value, indent=1), name)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / name).write_text(json.dumps(value, indent=1))
+        log_file(uri, run_id, Path(folder) / name)
 
 
 def log_file(uri: str, run_id: str, path: str | Path, folder: str | None = None) -> None:
-    client(uri).log_artifact(run_id, str(path), folder)
+    moved = _moved_artifacts(uri, run_id)
+    if moved is not None:
+        moved.log_artifact(str(path), folder)
+    else:
+        client(uri).log_artifact(run_id, str(path), folder)
 
 
 def finish(uri: str, run_id: str, status: str, message: str = "") -> None:
@@ -253,9 +296,34 @@ def metrics_at(uri: str, run_id: str, step: int) -> dict[str, float]:
 def artifact(uri: str, run_id: str, name: str) -> Path | None:
     """A local path of an artifact, or None."""
     try:
+        moved = _moved_artifacts(uri, run_id)
+        if moved is not None:
+            return Path(moved.download_artifacts(name))
         return Path(client(uri).download_artifacts(run_id, name))
     except (MlflowException, OSError):
         return None
+
+
+def _own_storage(uri: str) -> str:
+    """The storage folder whose own database this is; empty where MLflow is somewhere else."""
+    database = Path(uri.removeprefix("sqlite:///"))
+    return str(database.parent) if uri.startswith("sqlite:///") and database.name == "mlflow.db" else ""
+
+
+def _moved_artifacts(uri: str, run_id: str) -> LocalArtifactRepository | None:
+    """Artifacts of a run whose storage folder was moved: MLflow's database holds where they once were.
+
+    None where they are where the database says, or not in a storage folder at all.
+    """
+    storage = _own_storage(uri)
+    if not storage:
+        return None
+    recorded = client(uri).get_run(run_id).info.artifact_uri.removeprefix("file://")
+    if recorded.startswith(f"{storage}/") or "/artifacts/" not in recorded:
+        return None
+    *_, experiment_folder, run_folder, last = recorded.split("/")
+    here = Path(storage, "artifacts", experiment_folder, run_folder, last)
+    return LocalArtifactRepository(str(here)) if here.is_dir() else None
 
 
 def _dataset(name: str, digest: str, context: str, where: str) -> DatasetInput:

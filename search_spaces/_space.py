@@ -36,8 +36,20 @@ class Choice:
 
     options: tuple[Any, ...]
 
+    def __post_init__(self):
+        object.__setattr__(self, "options", tuple(map(plain, self.options)))
+
     def __contains__(self, value: Any) -> bool:
-        return value in self.options
+        return plain(value) in self.options
+
+
+def plain(value: Any) -> Any:
+    """A pair such as a size as the text that recipes read: samplers and databases take no pairs.
+
+    >>> plain((48, 32)), plain(0.5)
+    ('48x32', 0.5)
+    """
+    return "x".join(map(str, value)) if isinstance(value, tuple | list) else value
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class SearchSpace:
         seeds: seeds every cell is run with.
         fix: recipe settings of all trials.
         trials: how many in total when nothing else is asked for, start points included; cells count themselves.
-        metric: maximised.
+        metric: maximised; empty = the method's first.
         early_stopping: whether ASHA may end weak trials; tables are always run in full.
         picture: names of the one or two tuned fields whose curves and heat map the report draws.
     """
@@ -66,11 +78,13 @@ class SearchSpace:
     seeds: tuple[int, ...] = (0,)
     fix: Mapping[str, Any] = field(default_factory=dict)
     trials: int = 20
-    metric: str = "val/map"
+    metric: str = ""
     early_stopping: bool = True
     picture: tuple[str, ...] = ()
 
     def __post_init__(self):
+        start = tuple({name: plain(value) for name, value in point.items()} for point in self.start)
+        object.__setattr__(self, "start", start)
         if bool(self.tune) == bool(self.cells):
             raise ValueError("a space has either tune or cells")
         both = set(self.tune) & set(self.fix)
@@ -108,5 +122,5 @@ class SearchSpace:
         """Recipe settings of one point."""
         if self.cells:
             cell = {name: value for name, value in self.cells[point["cell"]].items() if name != "method"}
-            return {**self.fix, **cell, "seed": point["seed"]}
+            return {**self.fix, **cell, "train.seed": point["seed"]}
         return {**self.fix, **point}

@@ -30,6 +30,7 @@ class Augmentation:
     flip: float = 0.5
     erase: float = 0.5
     erase_fill: str = "mean"  # "mean": the raw mean (.485, .456, .406) as the authors' code; "zero": neutral
+    pixels: Pixels = "imagenet"  # mean and deviation that the network wants
 
     def draw(self, count: int, aspect: float, key: tuple[int, ...]) -> np.ndarray:
         """Draws of ``count`` views: (count, DRAWS) float32 in [0, 1]. ``aspect`` = width / height."""
@@ -48,7 +49,7 @@ class Augmentation:
     def __call__(self, frames_BCHW: Tensor, draws_BV: Tensor, pad: int) -> Tensor:
         """Augmented, normalised float32 views of uint8 frames, on the device of the frames."""
         draws_BV = draws_BV.to(frames_BCHW.device)
-        views_BCHW = normalised(flipped_and_cropped(frames_BCHW, draws_BV[:, :3], pad))
+        views_BCHW = normalised(flipped_and_cropped(frames_BCHW, draws_BV[:, :3], pad), self.pixels)
         if self.erase == 0:
             return views_BCHW
         fill = torch.tensor(MEAN if self.erase_fill == "mean" else (0.0, 0.0, 0.0), device=views_BCHW.device)

@@ -11,6 +11,7 @@ network is far above an untrained one and still makes mistakes.
 import colorsys
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,7 @@ class Renderer:
         render(identity, camera, shot).save(stored, "PNG", compress_level=1)
         return stored.getvalue()
 
-    def stamp(self) -> str:
+    def stamp(self, keys: Sequence[str]) -> str:
         return f"demo-{_VERSION}"
 
 

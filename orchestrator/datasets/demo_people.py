@@ -9,6 +9,7 @@ that what training pastes and what the test shows are different things.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ class Renderer:
         render(identity, camera, shot, bool(occluded)).save(stored, "PNG", compress_level=1)
         return stored.getvalue()
 
-    def stamp(self) -> str:
+    def stamp(self, keys: Sequence[str]) -> str:
         return f"demo-people-{_VERSION}"
 
 

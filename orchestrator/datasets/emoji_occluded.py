@@ -8,7 +8,9 @@ same kinds.
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -26,26 +28,30 @@ class Occluding:
     """Images of another reader, each under an occluder."""
 
     reader: Reader
-    occluders: Occluders
 
     def read(self, key: str) -> bytes:
         image = decode(self.reader.read(key))
         name = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
         draws = np.random.default_rng([_VERSION, name]).random((1, OCCLUDER_DRAWS))
-        overlay = self.occluders.overlay(draws, (image.height, image.width))[0]
+        overlay = _occluders().overlay(draws, (image.height, image.width))[0]
         pasted = Image.fromarray(overlay.permute(1, 2, 0).numpy(), "RGBA")
         image.paste(pasted, (0, 0), pasted)
         stored = io.BytesIO()
         image.save(stored, "PNG", compress_level=1)
         return stored.getvalue()
 
-    def stamp(self) -> str:
-        return digest([self.reader.stamp(), self.occluders.fingerprint, _VERSION])
+    def stamp(self, keys: Sequence[str]) -> str:
+        return digest([self.reader.stamp(keys), _occluders().fingerprint, _VERSION])
+
+
+@cache  # drawn once in every process
+def _occluders() -> Occluders:
+    return procedural(_COUNT, stream=_STREAM)
 
 
 def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
     """Raises FileNotFoundError (what is missing where) and ValueError (counts, columns or a damaged archive)."""
     data = emoji.load(data_root, evaluate_on)
-    reader = Occluding(data.query.reader, procedural(_COUNT, stream=_STREAM))
+    reader = Occluding(data.query.reader)
     query = replace(data.query, name=f"{data.query.name}-occluded", reader=reader)
     return replace(data, query=query)

@@ -68,4 +68,4 @@ def _image_set(root: Path, part: str, keys: list[str], names: list[str]) -> Imag
             f"all or none must, the first without is {unnamed}"
         )
     camera = np.array([int(c[1]) for c in cameras], dtype=np.int64) if with_camera == len(keys) else None
-    return ImageSet(f"folder/{part}", tuple(keys), identity, Folder(str(root), tuple(keys)), camera)
+    return ImageSet(f"folder/{part}", tuple(keys), identity, Folder(str(root)), camera)

@@ -1,12 +1,13 @@
 """Sets of labelled images, and how their pixels are read."""
 
-import hashlib
+import importlib
 import io
-import json
 import os
+import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,15 +17,21 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transform
 
+from orchestrator.needs import digest, streamed_digest
+
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff"}
 
 
 class Reader(Protocol):
-    """Where encoded images come from. Picklable; safe to use in forked and threaded workers."""
+    """Where encoded images come from: a dataclass of plain values, safe to use in forked and threaded workers.
+
+    A reader that knows a checksum of every image without reading it may have a method ``checksum(key) -> bytes`` of
+    32 bytes; its images are then not decoded before they are trained on.
+    """
 
     def read(self, key: str) -> bytes: ...
 
-    def stamp(self) -> str:
+    def stamp(self, keys: Sequence[str]) -> str:
         """Changes whenever the stored bytes may have changed; cheap, reads no image."""
         ...
 
@@ -34,14 +41,17 @@ class Folder:
     """Files below a root; keys are relative paths."""
 
     root: str
-    keys: tuple[str, ...] = field(repr=False)
 
     def read(self, key: str) -> bytes:
         return (Path(self.root) / key).read_bytes()
 
-    def stamp(self) -> str:
-        stats = ((key, os.stat(Path(self.root) / key)) for key in self.keys)
-        return digest([[key, s.st_size, s.st_mtime_ns] for key, s in stats])
+    def stamp(self, keys: Sequence[str]) -> str:
+        def stats(start: int) -> list[list[Any]]:
+            part = (keys[i] for i in range(start, min(start + 65_536, len(keys))))
+            found = [(key, os.stat(f"{self.root}/{key}")) for key in part]
+            return [[key, s.st_size, s.st_mtime_ns] for key, s in found]
+
+        return streamed_digest(map(stats, range(0, len(keys), 65_536)))
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class Zip:
     def read(self, key: str) -> bytes:
         return _open_zip(self.path, os.getpid()).read(key)
 
-    def stamp(self) -> str:
+    def stamp(self, keys: Sequence[str]) -> str:
         stat = os.stat(self.path)
         return digest([self.path, stat.st_size, stat.st_mtime_ns])
 
@@ -68,16 +78,36 @@ def _open_zip(path: str, process: int) -> zipfile.ZipFile:
     return _ZIPS[path, process]
 
 
+def described(reader: Any) -> dict[str, Any]:
+    """A reader as JSON values, so that a trial can open it without listing the data; :func:`rebuilt` reads them."""
+    values = {f.name: getattr(reader, f.name) for f in fields(reader)}
+    plain = {name: described(value) if is_dataclass(value) else value for name, value in values.items()}
+    return {"reader": f"{type(reader).__module__}:{type(reader).__qualname__}", "fields": plain}
+
+
+def rebuilt(plain: Mapping[str, Any]) -> Reader:
+    """The reader that was described.
+
+    Raises:
+        ValueError: the class is not one of this project's readers, nor one that the program has loaded itself.
+    """
+    module, _, name = plain["reader"].partition(":")
+    if not module.startswith("orchestrator.datasets.") and module not in sys.modules:
+        raise ValueError(f"{plain['reader']!r} is no reader of orchestrator.datasets; prepare the data again")
+    inside = {k: rebuilt(v) if isinstance(v, dict) and "reader" in v else v for k, v in plain["fields"].items()}
+    return getattr(importlib.import_module(module), name)(**inside)
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images of one side of a protocol. ``identity`` and ``camera`` are whole numbers, -1 = unknown."""
 
     name: str  # such as "omniglot/train"
-    keys: tuple[str, ...] = field(repr=False)
+    keys: Sequence[str] = field(repr=False)
     identity: np.ndarray = field(repr=False)
     reader: Reader = field(repr=False)
     camera: np.ndarray | None = field(default=None, repr=False)
-    fingerprint: str = ""  # of keys, labels and image bytes; set by orchestrator.cache.indexed
+    fingerprint: str = ""  # of keys, labels and image bytes; known once the set is indexed
 
     def __post_init__(self):
         counts = {len(self.keys), len(self.identity)} | ({len(self.camera)} if self.camera is not None else set())
@@ -87,21 +117,37 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.keys)
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         """Class index 0 … C-1 of every image, classes in sorted order of identity."""
         return np.unique(self.identity, return_inverse=True)[1]
 
-    @property
+    @cached_property
     def num_identities(self) -> int:
         return len(np.unique(self.identity))
 
     def part(self, chosen: np.ndarray, name: str) -> "ImageSet":
         """The images of a mask, as a set of another name."""
-        keys = tuple(key for key, c in zip(self.keys, chosen, strict=True) if c)
-        camera = None if self.camera is None else self.camera[chosen]
-        reader = Folder(self.reader.root, keys) if isinstance(self.reader, Folder) else self.reader
-        return ImageSet(name, keys, self.identity[chosen], reader, camera)
+        rows = np.flatnonzero(chosen)
+        camera = None if self.camera is None else self.camera[rows]
+        return ImageSet(name, Chosen(self.keys, rows).listed(), self.identity[rows], self.reader, camera)
+
+
+@dataclass(frozen=True)
+class Chosen(Sequence[str]):
+    """Some keys of a long list, in another order or fewer."""
+
+    keys: Sequence[str]
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> str:
+        return self.keys[int(self.rows[index])]
+
+    def listed(self) -> tuple[str, ...]:
+        return tuple(self)
 
 
 @dataclass(frozen=True)
@@ -116,7 +162,7 @@ class RetrievalData:
     notice: str = ""  # what a user of the data should know, printed before every run
 
     def __post_init__(self):
-        if self.leave_one_out and self.query.keys != self.gallery.keys:
+        if self.leave_one_out and self.query is not self.gallery and tuple(self.query.keys) != tuple(self.gallery.keys):
             raise ValueError("leave-one-out needs the same images on both sides")
         if self.camera_filter and (self.query.camera is None or self.gallery.camera is None):
             raise ValueError("the camera rule needs cameras on both sides")
@@ -189,12 +235,6 @@ def fetch(function, requests: Iterable[Any], workers: int = 0) -> Iterator[Any]:
         yield from map(function, requests)
         return
     loader = torch.utils.data.DataLoader(
-        _Fetch(function), batch_sampler=list(requests), num_workers=workers, collate_fn=_as_is, prefetch_factor=4
+        _Fetch(function), batch_sampler=requests, num_workers=workers, collate_fn=_as_is, prefetch_factor=4
     )
     yield from loader
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value in canonical form."""
-
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -92,7 +92,7 @@ def image_set(
     missing = [key for key in keys if not (root / key).is_file()]
     if missing:
         raise FileNotFoundError(f"{name}: {len(missing)} of {len(keys)} images are missing, first {root / missing[0]}")
-    return ImageSet(name, tuple(keys), np.asarray(identity, dtype=np.int64), Folder(str(root), tuple(keys)), camera)
+    return ImageSet(name, tuple(keys), np.asarray(identity, dtype=np.int64), Folder(str(root)), camera)
 
 
 # Folders of Market-1501 and of what is laid out as it.

@@ -12,6 +12,8 @@ are not public), or strips cut from the training images, which is data-related a
 
 import hashlib
 import math
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +21,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator.datasets.images import IMAGE_SUFFIXES, Frames, ImageSet
+from orchestrator.needs import digest
 
 OCCLUDER_DRAWS = 11  # which; brightness, contrast, saturation; mirror; crop height, width, y, x; size; side
 _JITTER, _CROP = 0.5, 0.6  # colour factors within 1 ± 0.5; at least 0.6 of each side is left
@@ -168,6 +173,12 @@ def pictures_in(folder: str | Path) -> list[Path]:
     return files
 
 
+def stamp(folder: str | Path, files: list[Path]) -> str:
+    """Changes whenever the pictures may have changed; reads none."""
+    stats = ((file, file.stat()) for file in files)
+    return digest([[str(file.relative_to(folder)), s.st_size, s.st_mtime_ns] for file, s in stats])
+
+
 def from_training(images: ImageSet, size: tuple[int, int], count: int = 200, seed: int = 0) -> Occluders:
     """Strips from the edges of training images, where the background is: half left and right, half at the bottom."""
     rng = np.random.default_rng([seed, 10])
@@ -183,6 +194,26 @@ def from_training(images: ImageSet, size: tuple[int, int], count: int = 200, see
             frame = frame[:, height - max(1, int(height * rng.uniform(0.2, 0.3))) :]
         patches.append(torch.cat([frame, torch.full_like(frame[:1], 255)]).contiguous())
     return Occluders("training", tuple(patches), seed)
+
+
+def save(folder: str | Path, occluders: Occluders) -> None:
+    """The patches as ``patches.safetensors`` in a new folder, from which :func:`load` reads them."""
+    folder = Path(folder)
+    partial = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    partial.mkdir(parents=True)
+    patches = {f"{number:06d}": patch for number, patch in enumerate(occluders.patches)}
+    save_file(patches, partial / "patches.safetensors", {"source": occluders.source, "seed": str(occluders.seed)})
+    try:
+        os.replace(partial, folder)
+    except OSError:  # somebody else has stored the same
+        shutil.rmtree(partial)
+
+
+def load(folder: str | Path) -> Occluders:
+    """The set that was saved."""
+    with safe_open(Path(folder) / "patches.safetensors", "pt") as stored:
+        patches = tuple(stored.get_tensor(name) for name in sorted(stored.keys()))
+        return Occluders(stored.metadata()["source"], patches, int(stored.metadata()["seed"]))
 
 
 def _varied(patch_4HW: Tensor, draws: list[float], size: tuple[int, int]) -> Tensor:

@@ -22,10 +22,9 @@ from typing import Literal
 from torch import Tensor
 
 from losses.aml import contrastive, mine, regression, triplet
-from orchestrator.method import Count, Weight
-from orchestrator.methods import asymmetric
-from orchestrator.methods.asymmetric import AsymmetricRecipe, Distillation, Pairs
-from orchestrator.methods.asymmetric_benchmarks import SMALL
+from orchestrator.recipe import Count, Weight
+from orchestrator.families import asymmetric
+from orchestrator.families.asymmetric import SMALL, AsymmetricRecipe, Distillation, Pairs
 
 
 @dataclass(frozen=True, kw_only=True)

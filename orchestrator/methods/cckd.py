@@ -17,10 +17,9 @@ from typing import Literal
 from torch import Tensor
 
 from losses.cckd import kernel_congruence, neighbour_product
-from orchestrator.method import Count, Positive, Weight
-from orchestrator.methods import asymmetric
-from orchestrator.methods.asymmetric import AsymmetricRecipe, Distillation, Pairs
-from orchestrator.methods.asymmetric_benchmarks import SMALL
+from orchestrator.recipe import Count, Positive, Weight
+from orchestrator.families import asymmetric
+from orchestrator.families.asymmetric import SMALL, AsymmetricRecipe, Distillation, Pairs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,9 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from losses.csd import contextual_divergence
-from orchestrator.method import Positive, Range, Weight
-from orchestrator.methods import asymmetric
-from orchestrator.methods.asymmetric import AsymmetricRecipe, Pairs
-from orchestrator.methods.asymmetric_benchmarks import SMALL
+from orchestrator.recipe import Positive, Range, Weight
+from orchestrator.families import asymmetric
+from orchestrator.families.asymmetric import SMALL, AsymmetricRecipe, Pairs
 
 
 @dataclass(frozen=True, kw_only=True)

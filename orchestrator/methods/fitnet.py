@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from losses.fitnet import feature_mse
-from orchestrator.method import Weight
-from orchestrator.methods import asymmetric
-from orchestrator.methods.asymmetric import AsymmetricRecipe, Distillation, Pairs
-from orchestrator.methods.asymmetric_benchmarks import SMALL
+from orchestrator.recipe import Weight
+from orchestrator.families import asymmetric
+from orchestrator.families.asymmetric import SMALL, AsymmetricRecipe, Distillation, Pairs
 
 
 @dataclass(frozen=True, kw_only=True)

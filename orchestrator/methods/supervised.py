@@ -9,22 +9,22 @@ alone" that a distilled student must beat.
 Seconds on the demo; about a GPU-day for ResNet101 on SOP.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import Any, Literal
 
 from models.embedder import Embedder
-from orchestrator.cache import Progress, silent
-from orchestrator.datasets.images import Frames, RetrievalData, fetch
-from orchestrator.method import Batch, Experiment, Losses, Method, Place, Task
-from orchestrator.methods import embedding
-from orchestrator.methods.embedding import EmbeddingRecipe
+from orchestrator import published
+from orchestrator.datasets.images import fetch
+from orchestrator.families.retrieval import data, recipe, search, supervised
+from orchestrator.method import Batch, Evaluation, Experiment, Losses, Method, Task, Where
+from orchestrator.needs import Need, Place, Prepared, Ready, Report
+from orchestrator.pictures import Picture
+from orchestrator.recipe import changed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(EmbeddingRecipe):
+class Recipe(recipe.EmbedderRecipe):
     """The network of the recipe is named ``student``, whoever it will teach."""
 
 
@@ -33,102 +33,135 @@ class Supervised(Task):
 
     def __init__(self, recipe: Recipe, student: Embedder):
         super().__init__(student)
-        self.recipe, self.augment = recipe, embedding.augmentation(recipe)
+        self.recipe, self.augment = recipe, data.augmentation(recipe, student.pixels)
 
-    def forward(self, batch: dict[str, Tensor]) -> Losses:
-        images_BCHW = self.augment(batch["frames"], batch["draws"], self.recipe.student_pad)
-        return embedding.supervised_losses(self.recipe, self.student, images_BCHW, batch["label"])
-
-
-def prepare(recipe: Recipe, place: Place, progress: Progress = silent) -> dict:
-    data = embedding.load_data(recipe, place, progress)
-    for images in data.sets().values():
-        embedding.frames(recipe, images, recipe.student_size, place, progress, verify=True)
-    return embedding.plain_facts(recipe, data)
+    def forward(self, batch: Batch) -> Losses:
+        images_BCHW = self.augment(batch["frames"], batch["draws"], self.recipe.student.pad)
+        return supervised.supervised_losses(self.recipe.labelled, self.student, images_BCHW, batch["label"])
 
 
-def experiment(recipe: Recipe, place: Place, rank: int, world: int, device: torch.device) -> Experiment:
-    data = embedding.load_data(recipe, place)
-    task = Supervised(recipe, embedding.build_student(recipe, data.train.num_identities)).to(device)
-    pixels = embedding.frames(recipe, data.train, recipe.student_size, place)
-    load = embedding.labelled_loader(pixels, data.train)
+class SupervisedMethod(Method):
+    """One network on both sides of the search."""
 
-    def batches(epoch: int) -> Iterator[Batch]:
-        requests = embedding.labelled_requests(recipe, data.train, epoch, rank, world)
-        return fetch(load, requests, recipe.loader_workers if isinstance(pixels, Frames) else 0)
+    family = "retrieval"
+    paper = "D3still, Xie et al., CVPR 2024: the teacher recipe of the authors' code"
+    metrics = recipe.METRICS
 
-    return embedding.experiment(
-        recipe,
-        task,
-        device,
-        batches,
-        evaluate=lambda task: evaluate(recipe, data, place, task, device),
-        images_per_step=recipe.identities_per_batch * recipe.images_per_identity,
-    )
+    def __init__(self, recipes: Mapping[str, Recipe]):
+        self.recipes = recipes
 
+    def check(self, own: Recipe, workers: int = 1) -> None:
+        """Raises ValueError for values that are allowed alone but not together."""
+        recipe.check(own, workers)
+        if not own.labelled.cross_entropy:
+            raise ValueError(
+                "cross_entropy must be above 0: the triplet loss alone never reaches the neck, and so the embedding"
+            )
 
-def evaluate(recipe: Recipe, data: RetrievalData, place: Place, task: Task, device: torch.device) -> dict[str, float]:
-    """Symmetric retrieval: the same network embeds queries and gallery."""
-    sides = {
-        side: embedding.embed(
-            task.student, embedding.frames(recipe, images, recipe.student_size, place), len(images), device
+    def needs(self, own: Recipe, place: Place, purpose: Literal["train", "score"] = "train") -> dict[str, Need]:
+        sides = data.index_needs(own.data, place)
+        if purpose == "score":
+            sides.pop("train")
+        found = dict(sides)
+        for side, index in sides.items():
+            for need in data.pixel_need(own.run, index, own.student.size).values():
+                found[f"{side} pixels"] = need
+        searched = {side: index for side, index in sides.items() if side != "train"}
+        found["references"] = Need("references", {"ap": own.ap}, searched, title="chance")
+        return found
+
+    def make(self, need: Need, after: Mapping[str, Ready], where: Where, progress: Report) -> Ready:
+        if need.kind == "references":
+            found = data.open_data(Prepared(where.place, after))
+            query_QD = search.random_rows((len(found.query), 128), where.device)
+            gallery_GD = query_QD if found.leave_one_out else search.random_rows((len(found.gallery), 128), where.device)
+            return search.references(need, found, query_QD, gallery_GD, None, {})
+        return data.make(need, after, where, progress)
+
+    def experiment(self, own: Recipe, prepared: Prepared, where: Where) -> Experiment:
+        found = data.open_data(prepared)
+        train = found.train
+        student = recipe.build_embedder(own.student, own.embedding_dim, train.num_identities, own.train.seed)
+        pixels = data.open_frames(prepared, "train pixels", train, own.student.size)
+        load = data.LoadLabelled(pixels, train)
+        height, width = own.student.size
+        requests = data.LabelledRequests(
+            train.identity, own.labelled, data.augmentation(own), width / height, own.train.seed, own.augment.draw_steps
         )
-        for side, images in data.sets().items()
-    }
-    return embedding.score(recipe, data, sides["query"], sides.get("gallery", sides["query"])).log("val")
+        workers = own.run.loader_workers if data.decodes(pixels) else 0
 
+        def batches(epoch: int) -> Iterator[Batch]:
+            return fetch(load, requests(epoch, where.rank, where.world), workers)
 
-def check(recipe: Recipe, workers: int = 1) -> None:
-    """Raises ValueError for values that are allowed alone but not together."""
-    embedding.check(recipe, workers)
-    if not recipe.cross_entropy:
-        raise ValueError(
-            "cross_entropy must be above 0: the triplet loss alone never reaches the neck, and so the embedding"
+        return supervised.experiment(
+            own,
+            Supervised(own, student).to(where.device),
+            where,
+            batches,
+            evaluate=lambda task: self.score(task.student, own, prepared, where),
+            items_per_step=own.labelled.images,
         )
 
+    def score(self, student: Embedder, own: Recipe, prepared: Prepared, where: Where) -> Evaluation:
+        """Symmetric retrieval: the same network embeds queries and gallery."""
+        found = data.open_data(prepared)
+        sides = {}
+        for side in ("query", "gallery"):
+            images = getattr(found, side)
+            if side == "gallery" and found.leave_one_out:
+                sides[side] = sides["query"]
+                continue
+            source = data.open_frames(prepared, f"{side} pixels", images, own.student.size)
+            workers = own.run.loader_workers
+            sides[side] = search.embed(student, source, len(images), where.device, workers=workers)
+        metrics = search.score(own.ap, found, sides["query"], sides["gallery"]).log("val")
+        return Evaluation(metrics, search.Found(sides["query"], sides["gallery"]))
 
-def evaluate_student(student: Embedder, recipe: Recipe, place: Place) -> dict[str, float]:
-    """Metrics of a stored network, recomputed from images."""
-    device = embedding.default_device()
-    data = embedding.load_data(recipe, place)
-    return evaluate(recipe, data, place, Task(student.to(device)), device)
+    def pictures(
+        self, student: Embedder, own: Recipe, prepared: Prepared, evaluation: Evaluation, where: Where
+    ) -> dict[str, Picture]:
+        """A few queries with what the network finds for them."""
+        found = data.open_data(prepared)
+        query = data.open_frames(prepared, "query pixels", found.query, own.student.size)
+        gallery = query
+        if not found.leave_one_out:
+            gallery = data.open_frames(prepared, "gallery pixels", found.gallery, own.student.size)
+        return {"retrieval": search.panel(found, evaluation.found, query, gallery)}
+
+    def networks(self, own: Recipe) -> tuple[str, str]:
+        return published.network(own.student.name, own.student.size), published.NO_TEACHER
+
+    def after_training(self, own: Recipe) -> frozenset[str]:
+        return frozenset({"ap"})
 
 
 _SMALL = {
-    "student": "resnet18",
-    "student_width": 0.25,
-    "student_size": (32, 32),
+    "student.name": "resnet18",
+    "student.width": 0.25,
+    "student.size": (32, 32),
+    "student.pretrained": False,
     "embedding_dim": 64,
-    "pretrained": False,
     "erase": 0.2,
-    "optimizer": "adamw",
-    "learning_rate": 0.002,
-    "epochs": 16,
+    "train.optimizer": "adamw",
+    "train.rate": 0.002,
+    "train.epochs": 16,
     "warmup_epochs": 2,
     "constant_epochs": 4,
     "evaluate_every": 4,
     "loader_workers": 0,
 }
+_PLAIN = {"erase": 0.0, "flip": 0.0}
+_BIRDS = {"student.size": (128, 128), "student.pad": 4, "erase": 0.0}
+_BENCHMARKS = {
+    "demo": _SMALL,
+    "omniglot": {**_SMALL, **_PLAIN, "student.size": (28, 28), "train.epochs": 8},
+    "emoji": {**_SMALL, **_PLAIN},
+    **{name: {} for name in ("folder", "inshop", "sop", "msmt17", "msmt17_v2")},
+    "market1501": {"student.size": (160, 80), "student.pad": 4},
+    "cub200": _BIRDS,
+    "cub200_metric": _BIRDS,
+}
 
-METHOD = Method(
-    paper="D3still, Xie et al., CVPR 2024: the teacher recipe of the authors' code",
-    recipes={
-        "demo": Recipe(dataset="demo", **_SMALL),
-        "omniglot": Recipe(
-            dataset="omniglot", **{**_SMALL, "student_size": (28, 28), "erase": 0.0, "flip": 0.0, "epochs": 8}
-        ),
-        "emoji": Recipe(dataset="emoji", **{**_SMALL, "erase": 0.0, "flip": 0.0}),
-        **{name: Recipe(dataset=name) for name in ("folder", "inshop", "sop", "msmt17", "msmt17_v2")},
-        "market1501": Recipe(dataset="market1501", student_size=(160, 80), student_pad=4),
-        **{
-            name: Recipe(dataset=name, student_size=(128, 128), student_pad=4, erase=0.0)
-            for name in ("cub200", "cub200_metric")
-        },
-    },
-    check=check,
-    prepare=prepare,
-    experiment=experiment,
-    evaluate=evaluate_student,
-    after_training=embedding.after_training,
-    prepared_by=frozenset({"dataset", "evaluate_on", "ap", "student_size", "pixel_cache", "skip_unreadable"}),
+METHOD = SupervisedMethod(
+    {name: changed(Recipe(), {"data.name": name, **settings}) for name, settings in _BENCHMARKS.items()}
 )

@@ -18,7 +18,7 @@ cosine ends at 0.002. Left out: the jigsaw branch of TransReID, whose groups of 
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,117 +27,24 @@ from torch import Tensor, nn
 from losses.similarity import at_least_float32, full_precision
 from losses.sureid import Alignment, feature_term, logit_term, ratio_loss
 from losses.triplet import batch_hard_triplet, camera_triplet
-from models.token_pruning import PrunedViT, Rounding, Trained, gumbel_noise
+from models.token_pruning import PrunedViT, Trained, gumbel_noise
 from orchestrator import distributed
-from orchestrator.method import Batch, Count, FilePath, Losses, Method, Positive, Probability, Range, Task, Weight
-from orchestrator.methods import sureid_training
-from orchestrator.methods.embedding import Pixels, TrainingRecipe, Whole
-
-KeepRatio = Annotated[float, Range(0, 1, above=True)]
+from orchestrator.families.token_pruning.job import TokenPruning
+from orchestrator.families.token_pruning.recipe import PruningRecipe
+from orchestrator.families.token_pruning.views import augmentations
+from orchestrator.method import Batch, Losses, Task
+from orchestrator.recipe import Positive, Weight, changed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(TrainingRecipe):
-    """Numbers of one SUReID training; defaults are the paper's on Occluded-DukeMTMC.
+class Recipe(PruningRecipe):
+    """Numbers of one SUReID training; defaults are the paper's on Occluded-DukeMTMC."""
 
-    A field marked "ours" is not stated in the paper, one marked "public code" comes from the code it builds on
-    (DynamicViT for pruning, TransReID for everything else).
-    """
-
-    # The student. Patch size, width, heads and depth: 0 = the network's own.
-    student: str = "deit_small_distilled_patch16_224.fb_in1k"  # into the plain network, without distillation token
-    student_size: Pixels = (256, 128)
-    student_width: Whole = 0
-    student_heads: Whole = 0
-    patch_size: Whole = 0  # of both networks
-    depth: Whole = 0  # of both networks
-    patch_stride: Whole = 0  # of both networks: pixels from patch to patch, 0 = no overlap; TransReID*: 12
-    camera_weight: Weight = 0.0  # of both networks: λ of TransReID's camera embedding, there 3.0; 0 = none
-    weights: FilePath = ""  # a local file instead of timm's download
-    pos_resize: Literal["bicubic", "bilinear"] = "bicubic"  # of the position embedding; TransReID: bilinear
-    drop_path: Probability = 0.1  # public code
-    pixels: Literal["half", "imagenet"] = "half"  # mean and deviation of the input, one for both networks; ours
-    # HTS: hierarchical token sparsification.
-    hts: bool = True
-    keep_ratio: KeepRatio = 0.7  # p; the stages keep p, p², p³
-    stages: tuple[int, int, int] = (3, 6, 9)  # before these blocks, from 0: the 4th, 7th and 10th
-    predictor: Literal["lg", "mlp"] = "lg"  # DynamicViT's, or eq. 1 to the letter
-    keep_column: Literal[1, 0] = 1  # of the predictor; DynamicViT's weights need 0
-    gumbel_temperature: Positive = 1.0  # τ
-    softmax_guard: Weight = 1e-6  # of masked attention in training, public code; 0 = exact, with huge gradients
-    attention_scale: Literal["head", "width"] = "head"  # 1/√(C/H); eq. 4 prints 1/√C
-    rounding: Rounding = "floor"  # of N·p, public code
-    token_order: Literal["position", "score"] = "position"
-    selection: Literal["predictor", "attention", "random"] = "predictor"  # at inference; the others are controls
-    selection_seed: Whole = 0  # of "random"
-    inference: Literal["topk", "threshold"] = "topk"  # threshold: another count for every image, no speed-up
-    reweight: Literal["post", "pre_last", "pool", "off"] = "post"  # eq. 8 as read; inert for the class token
-    reweight_at_inference: bool = False
     ratio_weight: Weight = 2.0  # λ_ratio
-    # NPKD: distillation from the frozen teacher.
-    npkd: bool = True
-    logit_weight: Weight = 0.1  # λ of eq. 13
     temperature: Positive = 1.0  # T
     kl_direction: Literal["ts", "st"] = "ts"  # KL(teacher ‖ student); eq. 11 prints st
     align: Alignment = "ts_interpolation"
     feature_reduction: Literal["sum", "mean"] = "sum"  # over channels; sum is eq. 13 to the letter
-    teacher_view: Literal["same", "clean"] = "same"  # clean: the plain image, from the cache; ours
-    # Total (eq. 14): alpha (NPKD + ratio) + beta (identity + triplet).
-    alpha: Weight = 1.0
-    beta: Weight = 1.0
-    # Identity and triplet losses.
-    identities_per_batch: Annotated[int, Range(2)] = 16
-    images_per_identity: Count = 4
-    label_smoothing: Probability = 0.0  # public code; 0.1 in convolutional recipes
-    triplet_mining: Literal["plain", "camera"] = "plain"  # camera: the teacher's, our definition
-    triplet_form: Literal["soft", "margin"] = "soft"  # public code
-    triplet_margin: Weight = 0.3  # of the form "margin"
-    neck: Literal["bn", "none"] = "bn"  # before the classifier
-    evaluate_neck: Literal["before", "after"] = "before"  # which feature is searched with; public code
-    # NODA and the other augmentation.
-    noda: bool = True  # two views of every image, the second occluded
-    views_without_noda: Annotated[int, Range(1, 2)] = 1  # 2 = as many images a step as with NODA
-    noda_triplet: Literal["joint", "per_view"] = "joint"  # mining over both views together, or in each
-    occluders: Literal["procedural", "folder", "train_crops"] = "procedural"  # the authors' photographs are not public
-    occluder_folder: FilePath = ""
-    occluder_alpha: bool = False  # use the alpha channel of the folder's pictures
-    occluder_count: Count = 200  # of drawn patches or strips
-    occluder_seed: Whole = 0
-    student_pad: Whole = 10  # public code
-    erase: Probability = 0.5
-    patch: Probability = 0.5  # random patch
-    jitter: Probability = 0.0  # colour factors 1 ± this, on both views; "extra" on two benchmarks, there 0.2: ours
-    # Optimisation.
-    learning_rate: Positive = 0.008
-    bias_rate_scale: Positive = 2.0  # public code
-    backbone_rate_scale: Positive = 1.0  # DynamicViT: 0.01
-    backbone_frozen_epochs: Whole = 0  # at the beginning; DynamicViT: 5
-    weight_decay: Weight = 1e-4  # public code; not on λ of eq. 8
-    epochs: Count = 200
-    warmup_epochs: Whole = 5  # linear from 0.01, public code
-    # The teacher: the same network without HTS and NPKD, trained with the camera-constrained triplet.
-    teacher: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
-    teacher_width: Whole = 0
-    teacher_heads: Whole = 0
-    teacher_weights: FilePath = ""  # a .safetensors file; empty = found by fingerprint, or trained now
-    teacher_logit_neck: Literal["none", "bn"] = "none"  # the paper's g^t is without batch norm
-    teacher_triplet: Literal["camera", "plain"] = "camera"
-    teacher_noda: bool = False  # "occluded data augmentation" of earlier work: random patch and erasing; ours
-    teacher_epochs: Count = 120  # public code
-    teacher_learning_rate: Positive = 0.008
-    teacher_seed: Whole = 0
-    teacher_pretrained: bool = True
-    teacher_start: FilePath = ""  # a local file its training starts from, instead of timm's download
-
-    @property
-    def views(self) -> int:
-        """How many views of every image are in a step."""
-        return 2 if self.noda else self.views_without_noda
-
-    @property
-    def classifies(self) -> bool:
-        """Whether any loss trains the classifier, and so the neck."""
-        return self.beta > 0 or (self.npkd and self.logit_weight > 0)
 
 
 class SUReID(Task):
@@ -146,7 +53,7 @@ class SUReID(Task):
     def __init__(self, recipe: Recipe, student: PrunedViT, teacher: PrunedViT | None = None):
         super().__init__(student, teacher)
         self.recipe = recipe
-        self.augment = sureid_training.augmentations(recipe)
+        self.augment = augmentations(recipe)
         self.projection = None
         if teacher is not None and recipe.align.endswith("linear"):
             widths = teacher.backbone.embed_dim, student.backbone.embed_dim
@@ -155,12 +62,12 @@ class SUReID(Task):
     def forward(self, batch: Batch) -> Losses:
         recipe = self.recipe
         views = [
-            augment(batch["frames"], draws, overlay, recipe.pixels)
+            augment(batch["frames"], draws, overlay, self.student.pixels)
             for augment, draws, overlay in zip(self.augment, batch["draws"], batch["overlays"], strict=True)
         ]
         images_BCHW = torch.cat(views)  # B = views × images, a view after the other
         noise = gumbel_noise(batch["uniform"]) if recipe.hts else None
-        student = self.student.trained(images_BCHW, noise, recipe.gumbel_temperature, self._seen_by(batch))
+        student = self.student.trained(images_BCHW, noise, recipe.pruning.gumbel_temperature, self._seen_by(batch))
         # The neck sees the class tokens of all ranks: its statistics, like every loss here, are of the whole batch.
         feature_BD = distributed.gather(at_least_float32(student.feature_BD))
         neck_BD = self.student.after_neck(feature_BD) if recipe.classifies else feature_BD
@@ -177,8 +84,8 @@ class SUReID(Task):
         recipe = self.recipe
         if not recipe.beta:
             return Losses({}, {})
-        label_B = distributed.gather(batch["label"].repeat(recipe.views))
-        camera_B = distributed.gather(batch["camera"].repeat(recipe.views))
+        label_B = distributed.gather(batch["label"].repeat(recipe.num_views))
+        camera_B = distributed.gather(batch["camera"].repeat(recipe.num_views))
         classes = self.student.classifier.out_features
         # On a GPU this would wait for the device at every step; there torch's own assertion stops the run.
         if not label_B.is_cuda and not 0 <= int(label_B.min()) <= int(label_B.max()) < classes:
@@ -188,11 +95,11 @@ class SUReID(Task):
             )
         with full_precision(neck_BD):
             logits_BC = self.student.classifier(neck_BD)
-            identity = F.cross_entropy(logits_BC, label_B, label_smoothing=recipe.label_smoothing)
+            identity = F.cross_entropy(logits_BC, label_B, label_smoothing=recipe.labelled.label_smoothing)
         # Mined over both views together, or in each on its own. Rows are ranks × views × images.
-        groups = recipe.views if recipe.noda_triplet == "per_view" else 1
+        groups = recipe.num_views if recipe.views.noda_triplet == "per_view" else 1
         view_B = torch.arange(groups, device=label_B.device).repeat_interleave(
-            len(batch["label"]) * recipe.views // groups
+            len(batch["label"]) * recipe.num_views // groups
         )
         view_B = view_B.repeat(distributed.world_size())
         mined = [self._triplet(*(x[view_B == view] for x in (feature_BD, label_B, camera_B))) for view in range(groups)]
@@ -201,8 +108,8 @@ class SUReID(Task):
 
     def _triplet(self, feature_BD: Tensor, label_B: Tensor, camera_B: Tensor) -> Tensor:
         recipe = self.recipe
-        margin = None if recipe.triplet_form == "soft" else recipe.triplet_margin
-        if recipe.triplet_mining == "camera":
+        margin = None if recipe.labelled.triplet_form == "soft" else recipe.labelled.triplet_margin
+        if recipe.labelled.triplet_mining == "camera":
             return camera_triplet(feature_BD, label_B, camera_B, margin)
         return batch_hard_triplet(feature_BD, label_B, margin)
 
@@ -215,7 +122,7 @@ class SUReID(Task):
         kept = {f"kept_{stage + 1}": share for stage, share in enumerate(masks_BSN.detach().mean(dim=(0, 2)))}
         if not recipe.alpha * recipe.ratio_weight:
             return Losses({}, {}, kept)
-        targets = [recipe.keep_ratio**stage for stage in (1, 2, 3)]
+        targets = [recipe.pruning.keep_ratio**stage for stage in (1, 2, 3)]
         return Losses({"ratio": ratio_loss(masks_BSN, targets)}, {"ratio": recipe.alpha * recipe.ratio_weight}, kept)
 
     def _distillation(self, feature_BD: Tensor, neck_BD: Tensor, images_BCHW: Tensor, batch: Batch) -> Losses:
@@ -243,55 +150,70 @@ class SUReID(Task):
         """The teacher's class tokens of this rank's views."""
         if self.recipe.teacher_view == "clean":
             own = self.teacher.backbone.norm.weight.dtype
-            return batch["teacher"].to(own).repeat(self.recipe.views, 1)
+            return batch["teacher"].to(own).repeat(self.recipe.num_views, 1)
         return at_least_float32(self.teacher.trained(images_BCHW, camera_B=self._seen_by(batch)).feature_BD)
 
     def _seen_by(self, batch: Batch) -> Tensor | None:
         """The camera of every row, for networks that are told."""
-        return batch["camera"].repeat(self.recipe.views) if self.recipe.camera_weight else None
+        return batch["camera"].repeat(self.recipe.num_views) if self.recipe.patches.camera_weight else None
 
 
 _CROSS_DOMAIN = {
-    "student": "vit_base_patch16_224.orig_in21k_ft_in1k", "alpha": 2.0, "beta": 1.0, "jitter": 0.2,
-}  # fmt: skip
+    "student.name": "vit_base_patch16_224.orig_in21k_ft_in1k",
+    "alpha": 2.0,
+    "beta": 1.0,
+    "jitter": 0.2,
+}
 # Small networks from scratch on a CPU. Without a neck, and with the camera triplet, a teacher that starts from nothing
 # collapses to one point (triplet loss ln 2); hence the two other settings of the teacher. Without clipping the gradient
 # of the masked attention explodes now and then (norms above 1,000 were seen), as users of DynamicViT report.
 _SMALL = {
-    "student": "vit_tiny_patch16_224", "student_size": (64, 32), "student_width": 64, "student_heads": 4,
-    "patch_size": 8, "depth": 8, "stages": (2, 4, 6), "student_pad": 3, "pretrained": False, "drop_path": 0.0,
-    "erase": 0.2, "patch": 0.2, "optimizer": "adamw", "learning_rate": 2e-3, "bias_rate_scale": 1.0,
-    "weight_decay": 0.05, "clip_norm": 1.0, "epochs": 15, "warmup_epochs": 3, "evaluate_every": 5, "loader_workers": 0,
+    "student.name": "vit_tiny_patch16_224",
+    "student.size": (64, 32),
+    "student.width": 64,
+    "student.heads": 4,
+    "student.pad": 3,
+    "student.pretrained": False,
+    "drop_path": 0.0,
+    "patch_size": 8,
+    "depth": 8,
+    "stages": (2, 4, 6),
+    "erase": 0.2,
+    "patch": 0.2,
+    "train.optimizer": "adamw",
+    "train.rate": 2e-3,
+    "bias_rate_scale": 1.0,
+    "weight_decay": 0.05,
+    "clip_norm": 1.0,
+    "train.epochs": 15,
+    "warmup_epochs": 3,
+    "evaluate_every": 5,
+    "loader_workers": 0,
     "pixel_cache": "on",
-    "teacher": "vit_tiny_patch16_224", "teacher_width": 128, "teacher_heads": 4, "teacher_pretrained": False,
-    "teacher_logit_neck": "bn", "teacher_triplet": "plain", "teacher_epochs": 40, "teacher_learning_rate": 2e-3,
-}  # fmt: skip
-
-METHOD = Method(
-    paper="SUReID, Song and Liu, arXiv 2401.07469",
-    recipes={
-        "demo": Recipe(dataset="demo_people", **_SMALL),
-        "emoji_occluded": Recipe(
-            dataset="emoji_occluded",
-            **{**_SMALL, "student_size": (48, 48), "flip": 0.0, "epochs": 6, "teacher_epochs": 24},
-        ),
-        **{name: Recipe(dataset=name) for name in ("occluded_duke", "market1501", "dukemtmc", "msmt17", "msmt17_v2")},
-        "folder": Recipe(dataset="folder", teacher_triplet="plain"),  # one's own data may have no cameras
-        **{
-            name: Recipe(dataset=name, **_CROSS_DOMAIN)
-            for name in ("occluded_reid", "partial_reid", "partial_reid_occluded")
-        },
+    "teacher.name": "vit_tiny_patch16_224",
+    "teacher.width": 128,
+    "teacher.heads": 4,
+    "teacher.pretrained": False,
+    "teacher.logit_neck": "bn",
+    "teacher.triplet": "plain",
+    "teacher.epochs": 40,
+    "teacher.rate": 2e-3,
+}
+_EMOJI = {**_SMALL, "student.size": (48, 48), "flip": 0.0, "train.epochs": 6, "teacher.epochs": 24}
+_BENCHMARKS: dict[str, dict[str, Any]] = {
+    "demo": {"data.name": "demo_people", **_SMALL},
+    "emoji_occluded": {"data.name": "emoji_occluded", **_EMOJI},
+    **{name: {"data.name": name} for name in ("occluded_duke", "market1501", "dukemtmc", "msmt17", "msmt17_v2")},
+    # One's own data may have no cameras, and its networks other pixels.
+    "folder": {"data.name": "folder", "teacher.triplet": "plain", "pixels": "weights"},
+    **{
+        name: {"data.name": name, **_CROSS_DOMAIN}
+        for name in ("occluded_reid", "partial_reid", "partial_reid_occluded")
     },
-    check=sureid_training.check,
-    prepare=sureid_training.prepare,
-    experiment=partial(sureid_training.experiment, SUReID),
-    prepared_by=sureid_training.PREPARED_BY,
-    has_teacher=True,
-    teacher=sureid_training.teacher,
-    teacher_folder=sureid_training.teacher_folder,
-    evaluate=sureid_training.evaluate_student,
-    after_training=sureid_training.after_training,
-    for_evaluation=sureid_training.for_evaluation,
-    networks=sureid_training.networks,
-    pictures=sureid_training.pictures,
+}
+
+METHOD = TokenPruning(
+    paper="SUReID, Song and Liu, arXiv 2401.07469",
+    recipes={name: changed(Recipe(), settings) for name, settings in _BENCHMARKS.items()},
+    task=SUReID,
 )

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from losses.similarity import at_least_float32, full_precision
 from losses.ugd import feature_distance, local_distance
 from models.embedder import Embedder
-from orchestrator.method import Positive, Range, Weight
-from orchestrator.methods import asymmetric
-from orchestrator.methods.asymmetric import AsymmetricRecipe, Distillation, Pairs
-from orchestrator.methods.asymmetric_benchmarks import SMALL
+from orchestrator.recipe import Positive, Range, Weight
+from orchestrator.families import asymmetric
+from orchestrator.families.asymmetric import SMALL, AsymmetricRecipe, Distillation, Pairs
 
 # Shape legend: B = images, C = channels, P = positions of a grid, D = embedding width.
 
@@ -40,7 +39,7 @@ class Recipe(AsymmetricRecipe):
     @property
     def grids(self) -> tuple[int, int]:
         """Sides of the two square grids, also over oblong images; at least 2 and 1, for students under 32 pixels."""
-        return max(2, self.student_size[0] // 16), max(1, self.student_size[0] // 32)
+        return max(2, self.student.size[0] // 16), max(1, self.student.size[0] // 32)
 
 
 def weights(recipe: Recipe) -> dict[str, float]:
@@ -117,6 +116,6 @@ METHOD = asymmetric.method(
         student_outputs=student_outputs,
         teacher_outputs=teacher_outputs,
         outputs="ugd",
-        outputs_by=("student_size",),
+        outputs_by=lambda recipe: {"student_size": list(recipe.student.size)},
     ),
 )

@@ -1,0 +1,1 @@
+"""Retrieval: a network maps an image to one vector; queries search a gallery."""

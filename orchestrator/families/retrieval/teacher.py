@@ -1,0 +1,57 @@
+"""A teacher as a need: given as a file, or trained once and found again by what it is made from."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator import cache, checkpoint
+from orchestrator.families.retrieval.recipe import NOT_IN_THE_WEIGHTS
+from orchestrator.needs import Need, Place, Ready
+from orchestrator.recipe import Teacher, flat
+
+
+def teacher_need(
+    teacher: Teacher, method: str, benchmark: str, training: Any, config: Mapping[str, Any], train: Need,
+    more: Mapping[str, Need] | None = None,
+) -> Need:  # fmt: skip
+    """The need for a frozen network.
+
+    Args:
+        teacher: the recipe's group; with weights it is a file, else a training.
+        method: by which it is trained.
+        benchmark: of that method, under which the training is recorded.
+        training: recipe of the training.
+        config: of the network, as plain values; weights of another network are refused.
+        train: index of its training images.
+        more: what else decides it, such as a set of occluders.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if teacher.weights:
+        try:
+            stat = os.stat(teacher.weights)
+        except OSError as error:
+            raise ValueError(f"teacher.weights: there is no file {teacher.weights}") from error
+        made_from = {"file": teacher.weights, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "config": config}
+        return Need("teacher file", made_from, {"train": train}, title=f"teacher {Path(teacher.weights).name}")
+    values = flat(training)
+    decides = {path: value for path, value in values.items() if not path.startswith(NOT_IN_THE_WEIGHTS)}
+    title = f"teacher {training.student.name} at {'×'.join(map(str, training.student.size))}"
+    return Need(
+        "teacher", {"method": method, "recipe": decides, "config": config}, {"train": train, **(more or {})},
+        title=title, trial=(method, benchmark, values),
+    )  # fmt: skip
+
+
+def ready_file(need: Need, place: Place) -> Ready:
+    """Meets a need for a teacher that is given as a file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or it holds another network.
+    """
+    path = need.made_from["file"]
+    found, facts = checkpoint.load_model(path, need.made_from["config"])
+    told = {"classes_of_teacher": facts.get("classes_fingerprint", "")}
+    return Ready(need.key, need.kind, path, cache.weights_hash(found), told)

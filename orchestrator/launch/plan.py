@@ -1,0 +1,413 @@
+"""What a sweep is: made from names and values, stored as ``plan.json``, read again, continued."""
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import subprocess
+import tomllib
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import orchestrator
+from orchestrator import find
+from orchestrator.launch import before
+from orchestrator.needs import Place, Prepared
+from orchestrator.recipe import changed, check_field, flat, path_of, recipe_from, short
+from search_spaces._space import Choice, Float, Int, SearchSpace
+
+FORMAT = 2  # of plan.json; 1 was 0.3's, which did not say
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a sweep is, as plain values; stored as ``plan.json`` in its folder."""
+
+    folder: str
+    space: str  # file name in search_spaces, or a title for single runs
+    title: str  # the MLflow experiment
+    benchmark: str
+    recipes: dict[str, dict[str, Any]]  # method -> the flat base recipe of its trials
+    place: dict[str, str]
+    tracking_uri: str
+    trials: int
+    workers: int = 1
+    gpus_per_worker: float = 0.0
+    concurrent: int = 1
+    facts: dict[str, Any] = field(default_factory=dict)  # version and commit of the code
+    space_data: dict[str, Any] = field(default_factory=dict)  # the search space itself, as plain values
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)  # no other sweep has it, in any storage
+    prepared: dict[str, dict[str, Any]] = field(default_factory=dict)  # variant -> role -> what is ready for it
+    format: int = FORMAT
+
+    @property
+    def sweep(self) -> str:
+        """The name people see."""
+        return Path(self.folder).name
+
+    @property
+    def tag(self) -> str:
+        """The name by which its MLflow runs are found."""
+        return f"{self.sweep}-{self.key[:8]}"
+
+    @property
+    def where(self) -> Place:
+        return Place(**self.place)
+
+    @property
+    def search_space(self) -> SearchSpace:
+        """The space, the inverse of :func:`space_data`, also after JSON."""
+        data = dict(self.space_data)
+        for name in ("start", "seeds", "picture"):
+            data[name] = tuple(data[name])
+        made = {}
+        for name, (kind, values) in data["tune"].items():
+            made[name] = _DIMENSIONS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return SearchSpace(**{**data, "tune": made})
+
+    @property
+    def metric(self) -> str:
+        """What is maximised."""
+        space = self.search_space
+        return space.metric or find.method(space.method).metrics[0].name
+
+    def base_recipe(self, method: str) -> Any:
+        """The recipe from which a method's trials start."""
+        return recipe_from(find.recipe(method, self.benchmark), self.recipes[method])
+
+    def recipe_of(self, point: Mapping[str, Any]) -> tuple[str, Any]:
+        """Method and recipe of one point of the space."""
+        space = self.search_space
+        method = space.method_of(point) if point else space.method
+        return method, changed(self.base_recipe(method), space.settings(point) if point else {})
+
+    def prepared_for(self, point: Mapping[str, Any]) -> Prepared:
+        """What is ready for the trial of a point."""
+        return Prepared.of(self.where, self.prepared[variant_of(self.search_space, point)])
+
+    def references(self) -> list[Prepared]:
+        """What is ready for each variant, in the order of the space."""
+        return [Prepared.of(self.where, roles) for roles in self.prepared.values()]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One row of the final table."""
+
+    number: int
+    status: str  # completed, pruned, failed, running
+    point: dict[str, Any]
+    epochs: int
+    value: float | None  # of the space's metric, last evaluated
+    metrics: dict[str, float]
+    run_id: str
+    message: str = ""
+    seconds: float = 0.0
+
+
+_DIMENSIONS = {"Float": Float, "Int": Int, "Choice": Choice}
+
+
+def storage() -> str:
+    """``ORCHESTRATOR_STORAGE`` or ./runs, absolute: databases, caches, teachers, sweeps."""
+    return str(Path(os.environ.get("ORCHESTRATOR_STORAGE") or "runs").expanduser().absolute())
+
+
+def space_data(space: SearchSpace) -> dict[str, Any]:
+    """A space as plain values: a resumed sweep does not depend on a file that somebody has edited since."""
+    tune = {name: [type(bounds).__name__, vars(bounds)] for name, bounds in space.tune.items()}
+    return {**{f.name: getattr(space, f.name) for f in fields(space)}, "tune": tune}
+
+
+def single(method: str, seed: int = 0, question: str = "") -> SearchSpace:
+    """A space of one trial, so that single runs and sweeps are one path."""
+    return SearchSpace(
+        method=method,
+        question=question or f"One run of {method}.",
+        cells={"run": {}},
+        seeds=(seed,),
+        early_stopping=False,
+    )
+
+
+# --- From names and values to a checked plan ------------------------------------------------------------------------
+
+
+def resolve(
+    space: SearchSpace, benchmark: str, settings: Mapping[str, Any], epochs: int | None, data_root: str,
+    workers: int = 1,
+) -> tuple[dict[str, Any], Place]:  # fmt: skip
+    """The base recipe of every method of a sweep, and its place; everything checked that can be without data.
+
+    Raises:
+        ValueError: unknown or ambiguous names, values out of range, a field that the sweep varies or fixes and the
+            command line also sets, or points of the space that the method refuses.
+    """
+    settings = {**settings, **({"train.epochs": epochs} if epochs else {})}
+    _check_not_varied(space, benchmark, settings)
+    recipes = {}
+    for method in space.methods:
+        try:
+            recipes[method] = changed(find.recipe(method, benchmark), {**space.fix, **settings})
+        except ValueError as error:
+            raise ValueError(f"{error} (method {method})" if len(space.methods) > 1 else str(error)) from error
+    for name, bounds in space.tune.items():
+        for edge in _edges(bounds):
+            check_field(recipes[space.method], name, edge)
+    for point in [*space.table(), *_corners(space)] or [{}]:
+        method = space.method_of(point) if point else space.method
+        try:
+            recipe = changed(recipes[method], space.settings(point) if point else {})
+            find.method(method).check(recipe, workers)
+        except ValueError as error:
+            row = f" (row {point['cell']})" if len(space.cells) > 1 else ""
+            raise ValueError(f"{error}{row}") from error
+    if data_root and not Path(data_root).is_dir():
+        raise ValueError(f"--data-root {data_root} is not a directory")
+    return recipes, Place(storage=storage(), data_root=str(Path(data_root).absolute()) if data_root else "")
+
+
+def _check_not_varied(space: SearchSpace, benchmark: str, settings: Mapping[str, Any]) -> None:
+    recipe = find.recipe(space.method, benchmark)
+    having: dict[str, list[str]] = {}
+    for name in settings:
+        having[name] = [m for m in space.methods if _has(find.recipe(m, benchmark), name)]
+    for name, methods in having.items():
+        if methods and len(methods) < len(space.methods):
+            raise ValueError(f"{name} is a field of {', '.join(methods)} only, not of every method of this sweep")
+    varied = {*space.tune, *space.fix, *(name for cell in space.cells.values() for name in cell if name != "method")}
+    varied |= {"train.seed"} if space.cells else set()
+    paths = {path_of(recipe, name) for name in varied if _has(recipe, name)} | varied
+    for name, value in settings.items():
+        if name in paths or (_has(recipe, name) and path_of(recipe, name) in paths):
+            raise ValueError(f"{name} is what this sweep varies or fixes; it cannot also be set to {value}")
+
+
+def _has(recipe: Any, name: str) -> bool:
+    try:
+        path_of(recipe, name)
+    except ValueError as error:
+        return "say which" in str(error)
+    return True
+
+
+def _edges(bounds: Float | Int | Choice) -> tuple[Any, ...]:
+    return bounds.options if isinstance(bounds, Choice) else (bounds.low, bounds.high)
+
+
+def _corners(space: SearchSpace) -> list[dict[str, Any]]:
+    """Every combination of the outermost values of the tuned fields."""
+    edges = {name: _edges(bounds) for name, bounds in space.tune.items()}
+    return [dict(zip(edges, values, strict=True)) for values in itertools.product(*edges.values())] if edges else []
+
+
+def new_plan(
+    name: str, space: SearchSpace, title: str, benchmark: str, recipes: Mapping[str, Any], place: Place, uri: str,
+    trials: int, concurrent: int, workers: int, gpus: float,
+) -> Plan:  # fmt: skip
+    """A new sweep with its own folder, stored before anything is prepared."""
+    plan = Plan(
+        folder=str(_new_folder(place, f"{name}-{benchmark}")),
+        space=name,
+        title=title,
+        benchmark=benchmark,
+        recipes={method: flat(recipe) for method, recipe in recipes.items()},
+        place=dataclasses.asdict(place),
+        tracking_uri=uri,
+        trials=trials,
+        workers=workers,
+        gpus_per_worker=gpus,
+        concurrent=min(concurrent, trials),
+        facts=code_facts(),
+        space_data=space_data(space),
+    )
+    save(plan)
+    return plan
+
+
+def variants(plan: Plan) -> dict[str, tuple[str, Any]]:
+    """What trials may need different things: every row of a table, or every combination of a space's choices.
+
+    Returns:
+        Name of the variant -> method and recipe.
+    """
+    space = plan.search_space
+    if space.cells:
+        points = space.table()
+    else:
+        choices = {name: bounds.options for name, bounds in space.tune.items() if isinstance(bounds, Choice)}
+        points = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    found: dict[str, tuple[str, Any]] = {}
+    for point in points:
+        found.setdefault(variant_of(space, point), _partly(plan, space, point))
+    return found
+
+
+def ranges(plan: Plan) -> list[tuple[str, str, Any, Any]]:
+    """Tuned numbers with the recipes of their ends: (name, method, recipe at the low end, at the high end)."""
+    space, base = plan.search_space, plan.base_recipe(plan.search_space.method)
+    return [
+        (name, space.method, changed(base, {name: bounds.low}), changed(base, {name: bounds.high}))
+        for name, bounds in space.tune.items()
+        if not isinstance(bounds, Choice)
+    ]
+
+
+def variant_of(space: SearchSpace, point: Mapping[str, Any]) -> str:
+    """The variant to which a point belongs: its row, or the values of its choices."""
+    if space.cells:
+        return str(point["cell"])
+    chosen = {name: point[name] for name, bounds in space.tune.items() if isinstance(bounds, Choice)}
+    return json.dumps(chosen, sort_keys=True) if chosen else "all"
+
+
+def _partly(plan: Plan, space: SearchSpace, point: Mapping[str, Any]) -> tuple[str, Any]:
+    method = space.method_of(point) if space.cells else space.method
+    settings = space.settings(point) if space.cells else dict(point)
+    return method, changed(plan.base_recipe(method), settings)
+
+
+# --- On disk ----------------------------------------------------------------------------------------------------------
+
+
+def save(plan: Plan) -> None:
+    path = Path(plan.folder) / "plan.json"
+    partial = path.with_suffix(f".tmp-{os.getpid()}")
+    partial.write_text(json.dumps(dataclasses.asdict(plan), indent=1))
+    os.replace(partial, path)
+
+
+def read(folder: Path) -> Plan:
+    """The plan of a folder, wherever the storage lies now, also one of an earlier version.
+
+    Raises:
+        ValueError: it is of a newer version, or damaged.
+    """
+    path = folder / "plan.json"
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    written = data.get("format", 1)
+    if written > FORMAT:
+        raise ValueError(f"{path} is of format {written}, this version reads up to {FORMAT}; update it to go on")
+    if "recipes" not in data:  # before 0.2 a sweep had one method
+        data["recipes"] = {data.pop("method"): data.pop("recipe")}
+    if written == 1:
+        data = _from_03(data)
+    return _moved(Plan(**{**data, "format": FORMAT}), folder.absolute())
+
+
+def _from_03(data: dict[str, Any]) -> dict[str, Any]:
+    recipes = {
+        method: before.today(values, find.recipe(method, data["benchmark"]))
+        for method, values in data["recipes"].items()
+    }
+    first = find.recipe(next(iter(recipes)), data["benchmark"])
+    return {**data, "recipes": recipes, "space_data": before.space_today(data["space_data"], first)}
+
+
+def _moved(plan: Plan, folder: Path) -> Plan:
+    """The plan in the storage where it was found: folders are copied, renamed and mounted elsewhere."""
+    then, now = plan.place["storage"], str(folder.parent.parent)
+    if str(folder) == plan.folder or plan.folder != f"{then}/sweeps/{folder.name}":
+        return plan
+    uri = plan.tracking_uri.replace(f"sqlite:///{then}/", f"sqlite:///{now}/")
+    return dataclasses.replace(plan, folder=str(folder), place={**plan.place, "storage": now}, tracking_uri=uri)
+
+
+def stored(name: str, benchmark: str | None = None, root: str = "") -> list[Plan]:
+    """All sweeps of a space (and benchmark) in the storage, newest last."""
+    found = []
+    for path in Path(root or storage(), "sweeps").glob("*/plan.json"):
+        if not path.parent.name.startswith(f"{name}-"):
+            continue
+        plan = read(path.parent)
+        if plan.space == name and benchmark in (None, plan.benchmark):
+            found.append((path.stat().st_ctime_ns, int(plan.sweep.rsplit("-", 1)[1]), plan))
+    return [plan for _, _, plan in sorted(found, key=lambda f: f[:2])]
+
+
+def latest(name: str, benchmark: str | None = None, single: str = "") -> Plan:
+    """The newest sweep of a space (and benchmark); ``single`` names the method where the plans are of single runs.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = stored(name, benchmark)
+    if not found:
+        where = f" on {benchmark}" if benchmark else ""
+        what, command = ("run", f"train {single}") if single else ("sweep", f"sweep {name}")
+        raise ValueError(
+            f"no {what} {single or name}{where} in {storage()}; run python -m orchestrator.{command} first"
+        )
+    return found[-1]
+
+
+def check_unchanged(
+    plan: Plan, settings: Mapping[str, Any], epochs: int | None, data_root: str, workers: int, gpus: float | None
+) -> None:
+    """A sweep is resumed with the numbers it was started with.
+
+    Raises:
+        ValueError: names every difference.
+    """
+    recipe = plan.base_recipe(plan.search_space.method)
+    asked = {**settings, **({"train.epochs": epochs} if epochs else {})}
+    differing = []
+    for name, value in asked.items():
+        then, now = flat(recipe)[path_of(recipe, name)], flat(changed(recipe, {name: value}))[path_of(recipe, name)]
+        if then != now:
+            differing.append(f"{short(path_of(recipe, name), flat(recipe))}={then} (asked {now})")
+    if workers not in (1, plan.workers):
+        differing.append(f"{plan.workers} workers (asked {workers})")
+    if gpus is not None and gpus != plan.gpus_per_worker:
+        differing.append(f"{plan.gpus_per_worker} GPUs a worker (asked {gpus})")
+    if data_root and str(Path(data_root).absolute()) != plan.place["data_root"]:
+        differing.append(f"--data-root {plan.place['data_root']} (asked {data_root})")
+    if differing:
+        raise ValueError(f"the sweep {plan.sweep} was started with {', '.join(differing)}; resume it without changes")
+
+
+def code_facts() -> dict[str, str]:
+    """Version, git commit and folder of the running code."""
+    folder = Path(orchestrator.__file__).parent.parent
+    try:
+        installed = version("retrieval-distillation-orchestrator")
+    except PackageNotFoundError:
+        installed = "checkout"
+    if (folder / "pyproject.toml").is_file():  # the code that runs, not what was once installed
+        installed = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["version"]
+    commit = "unknown"
+    if (folder / ".git").exists():
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+        asked = subprocess.run(command, capture_output=True, text=True)
+        commit = asked.stdout.strip() or commit
+    return {"version": installed, "commit": commit, "code": str(folder)}
+
+
+def _new_folder(place: Place, stem: str) -> Path:
+    root = Path(place.folder("sweeps"))
+    root.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((_number(p.name) for p in root.glob(f"{stem}-*")), default=0)
+    while True:
+        try:
+            (root / f"{stem}-{number}").mkdir()
+            return root / f"{stem}-{number}"
+        except FileExistsError:  # another sweep took the number
+            number += 1
+
+
+def _number(name: str) -> int:
+    found = re.search(r"-(\d+)$", name)
+    return int(found[1]) if found else 0
+
+
+def names(space: SearchSpace) -> Iterable[str]:
+    """What a point of the space names, in order."""
+    return list(space.table()[0]) if space.table() else sorted(space.tune)

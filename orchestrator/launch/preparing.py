@@ -1,0 +1,298 @@
+"""Meets needs: in order, each under a lease, written into a ledger; a teacher is trained as an ordinary trial.
+
+What is ready is never made again, a killed preparation keeps what it had finished, and two sweeps that want the
+same thing make it once: the second one says for whom it waits.
+"""
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator import cache, checkpoint, find, tracking
+from orchestrator.launch import before, leases, study
+from orchestrator.launch import plan as plans
+from orchestrator.launch.plan import Plan
+from orchestrator.launch.runner import Runner
+from orchestrator.method import Where
+from orchestrator.needs import Need, Place, Prepared, Ready, Report, digest
+from orchestrator.progress import Board, PreparationBar
+from orchestrator.recipe import recipe_from
+
+
+def needs_of(plan: Plan) -> dict[str, tuple[str, dict[str, Need]]]:
+    """Every variant of a plan with its method and its needs by role.
+
+    Raises:
+        ValueError, OSError: as the readers, or a tuned number that decides what is prepared.
+    """
+    place = plan.where
+    for name, method, low, high in plans.ranges(plan):
+        ends = [find.method(method).needs(recipe, place) for recipe in (low, high)]
+        differing = sorted(role for role in ends[0] if _key(ends[0], role) != _key(ends[1], role))
+        if differing:
+            raise ValueError(
+                f"{name} decides what is prepared ({', '.join(differing)}), so it can only vary as a Choice"
+            )
+    found = plans.variants(plan).items()
+    return {variant: (method, find.method(method).needs(recipe, place)) for variant, (method, recipe) in found}
+
+
+def prepared(plan: Plan, runner: Runner, bar: PreparationBar) -> Plan:
+    """The plan with everything ready that its trials open; stored.
+
+    Raises:
+        ValueError: data or teacher are not those that the sweep was started with, or as :func:`needs_of`.
+    """
+    find.listed.cache_clear()  # what was listed for another plan may have changed since
+    wanted = needs_of(plan)
+    preparation = Preparation(plan, runner, bar)
+    roles = {
+        variant: {role: preparation.meet(method, need).plain() for role, need in needs.items()}
+        for variant, (method, needs) in wanted.items()
+    }
+    check_fingerprints(fingerprints_then(plan), fingerprints(roles.values()))
+    plan = dataclasses.replace(plan, prepared=roles, facts=plans.code_facts())
+    plans.save(plan)
+    return plan
+
+
+@dataclass
+class Preparation:
+    """Meets the needs of one plan."""
+
+    plan: Plan  # whose place, workers and GPUs are used
+    runner: Runner
+    bar: PreparationBar
+    trains: bool = True  # whether a teacher that is missing may be trained
+    met: dict[str, Ready] = field(default_factory=dict)
+
+    @property
+    def place(self) -> Place:
+        return self.plan.where
+
+    def meet(self, method: str, need: Need) -> Ready:
+        """What is ready for a need, made now where it is not."""
+        key = need.key
+        if key not in self.met:
+            self.met[key] = look_up(self.place, key, verify=True) or self._make(method, need)
+        return self.met[key]
+
+    def _make(self, method: str, need: Need) -> Ready:
+        after = self._meet_all(method, need.after)
+        if need.trial is not None:
+            return self._train(need, after)
+        with leases.held(_lease(self.place, need.key), self._waiting(need)):
+            found = look_up(self.place, need.key, verify=True)
+            if found is None:
+                values = {
+                    "method": method,
+                    "need": need.plain(),
+                    "after": {role: ready.plain() for role, ready in after.items()},
+                    "place": dataclasses.asdict(self.place),
+                }
+                answer = self.runner.call(f"{__name__}:make", values, need.network, self.bar)
+                for message in answer["warnings"]:
+                    warnings.warn(message, stacklevel=2)
+                found = Ready(**answer["ready"])
+                enter(self.place, found)
+        return found
+
+    def _meet_all(self, method: str, needs: Mapping[str, Need]) -> dict[str, Ready]:
+        """In order; shards, which come last and do not need each other, side by side."""
+        shards = {role: need for role, need in needs.items() if need.kind == "embedding shard"}
+        found = {role: self.meet(method, need) for role, need in needs.items() if role not in shards}
+        if shards:
+            for need in shards.values():  # what they share is there before they start
+                self._meet_all(method, need.after)
+            with ThreadPoolExecutor(max(1, self.runner.capacity().calls)) as pool:
+                made = pool.map(lambda need: self.meet(method, need), shards.values())
+                found |= dict(zip(shards, made, strict=True))
+        return found
+
+    def _waiting(self, need: Need) -> Callable[[leases.Holder], None]:
+        return lambda holder: self.bar.line(f"{need.title or need.kind}: waiting for {holder}, who is making it")
+
+    # --- Trainings ------------------------------------------------------------------------------------------------
+
+    def _train(self, need: Need, after: Mapping[str, Ready]) -> Ready:
+        """Trains a teacher as its own MLflow run, unless it is there: found by what decides it, wherever data lie."""
+        content = {role: ready.fingerprint for role, ready in after.items()}
+        key = digest([dict(need.made_from), content])[:32]
+        folder = Path(self.place.folder("teachers", key))
+        with leases.held(f"{folder}.lease", self._waiting(need)):
+            if not _is_whole(folder):
+                old = before.teacher_folder(need.trial[2], content)
+                if old is not None and _is_whole(Path(self.place.folder("teachers", old))):
+                    folder = Path(self.place.folder("teachers", old))
+                else:
+                    self._train_now(need, key, folder)
+            ready = _teacher(need, folder, self.place)
+            enter(self.place, ready)
+        return ready
+
+    def _train_now(self, need: Need, key: str, folder: Path) -> None:
+        if not self.trains:
+            raise ValueError(f"the {need.title} is not in {self.place.storage} any more, and scoring trains nothing")
+        plan = self._unfinished(key)
+        if plan is None:
+            method, benchmark, values = need.trial
+            recipe = recipe_from(find.recipe(method, benchmark), values)
+            self.bar.line(f"[bold]{need.title}[/bold], {recipe.train.epochs} epochs: trained now, kept for all sweeps")
+            space = plans.single(method, recipe.train.seed, f"A teacher by {method} on {benchmark}.")
+            plan = plans.new_plan(
+                f"teacher-{key[:8]}", space, f"teacher on {benchmark}", benchmark, {method: recipe}, self.place,
+                self.plan.tracking_uri, 1, 1, self.plan.workers, self.plan.gpus_per_worker,
+            )  # fmt: skip
+        else:
+            self.bar.line(f"[bold]{need.title}[/bold]: its training was interrupted and goes on")
+        plan = prepared(plan, self.runner, self.bar)
+        with self.bar.paused():
+            board = Board(self.bar.console, plan.metric, study.records(plan), plan.trials)
+            record = self.runner.sweep(plan, board)[0]
+        if record.status != "completed":
+            raise ValueError(f"the teacher could not be trained: {record.message or record.status}")
+        student = tracking.student_file(plan.tracking_uri, record.run_id)
+        checkpoint.copy_model(student, folder, "teacher", {"run_id": record.run_id, "metrics": record.metrics})
+        self.bar.line(f"  teacher ready: {plan.metric} {record.value:.4f}, MLflow run {record.run_id}")
+
+    def _unfinished(self, key: str) -> Plan | None:
+        """The plan of a training that somebody killed."""
+        for plan in reversed(plans.stored(f"teacher-{key[:8]}", root=self.place.storage)):
+            if all(record.status != "failed" for record in study.records(plan)):
+                return plan
+        return None
+
+
+def make(values: Mapping[str, Any], device: str, progress: Report) -> dict[str, Any]:
+    """Meets one need, in whatever process: plain values in, plain values out."""
+    place = Place(**values["place"])
+    where = Where(place, 0, 1, torch.device(device))
+    after = {role: Ready(**ready) for role, ready in values["after"].items()}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ready = find.method(values["method"]).make(Need.of(values["need"]), after, where, progress)
+    told = [str(w.message) for w in caught if "cache" in str(w.message) or "cannot be read" in str(w.message)]
+    return {"ready": ready.plain(), "warnings": told}
+
+
+_TABLES = ("index", "pixels", "embeddings", "embedding shard", "neighbours")
+
+
+# --- The ledger -------------------------------------------------------------------------------------------------------
+
+
+def look_up(place: Place, key: str, verify: bool = False) -> Ready | None:
+    """What the ledger has for a key, if it is still there; ``verify`` also compares the content of caches."""
+    try:
+        ready = Ready(**json.loads(Path(place.folder("ready", f"{key}.json")).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    path = Path(place.folder(ready.path))
+    if not path.exists():
+        return None
+    if ready.kind in _TABLES:
+        try:
+            cache.open_rows(path, verify=verify)
+        except cache.DamagedCache as damage:
+            if verify:
+                warnings.warn(f"{damage}; building it again", stacklevel=2)
+            return None
+    if verify and path.is_file() and ready.told.get("sha256", "") not in ("", cache.file_hash(path)):
+        warnings.warn(f"{path} is not what was stored there; it is looked for anew", stacklevel=2)
+        return None
+    return ready
+
+
+def enter(place: Place, ready: Ready) -> None:
+    """Writes the ledger."""
+    path = Path(place.folder("ready", f"{ready.key}.json"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".tmp-{os.getpid()}")
+    partial.write_text(json.dumps(ready.plain(), indent=1))
+    os.replace(partial, path)
+
+
+def status(plan: Plan) -> tuple[list[str], list[str]]:
+    """Titles of what is ready, and of what will be made, in the order in which it is."""
+    ready, missing = {}, {}
+
+    def visit(need: Need) -> None:
+        key = need.key
+        if key in ready or key in missing:
+            return
+        if look_up(plan.where, key) is not None:
+            ready[key] = need.title or need.kind
+            return
+        for part in need.after.values():
+            visit(part)
+        missing[key] = need.title or need.kind
+
+    for _, needs in needs_of(plan).values():
+        for need in needs.values():
+            visit(need)
+    return list(dict.fromkeys(ready.values())), list(dict.fromkeys(missing.values()))
+
+
+# --- Is it what it was? -----------------------------------------------------------------------------------------------
+
+_COMPARED = ("train", "query", "gallery", "teacher", "classifier", "occluders")
+
+
+def fingerprints(variants: Any) -> dict[str, set[str]]:
+    """Role -> fingerprints of what the variants of a plan have for it, of roles that a resume compares."""
+    found: dict[str, set[str]] = {}
+    for roles in variants:
+        for role, ready in roles.items():
+            if role in _COMPARED and ready["fingerprint"]:
+                found.setdefault(role, set()).add(ready["fingerprint"])
+    return found
+
+
+def fingerprints_then(plan: Plan) -> dict[str, set[str]]:
+    """What a stored plan says of its data and teachers, whatever version has written it."""
+    return fingerprints(plan.prepared.values()) if plan.prepared else before.fingerprints(plan.facts)
+
+
+def check_fingerprints(then: Mapping[str, set[str]], now: Mapping[str, set[str]]) -> None:
+    """Raises ValueError when data or teacher are not those of the record."""
+    for role, known in then.items():
+        changed = sorted(known - now.get(role, known))
+        if changed:
+            other = sorted(now[role] - known) or sorted(now[role])
+            raise ValueError(f"the {role} is not the one of the record: {changed[0][:12]} then, {other[0][:12]} now")
+
+
+def for_scoring(method: str, recipe: Any, place: Place, runner: Runner, bar: PreparationBar) -> Prepared:
+    """What a stored student is scored with."""
+    plan = Plan("", "", "", "", {}, dataclasses.asdict(place), tracking.tracking_uri(place.storage), 1)
+    preparation = Preparation(plan, runner, bar, trains=False)
+    needs = find.method(method).needs(recipe, place, "score")
+    return Prepared(place, {role: preparation.meet(method, need) for role, need in needs.items()})
+
+
+def _key(needs: Mapping[str, Need], role: str) -> str:
+    return needs[role].key if role in needs else ""
+
+
+def _lease(place: Place, key: str) -> Path:
+    return Path(place.folder("ready", f"{key}.lease"))
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "teacher.json").exists()
+
+
+def _teacher(need: Need, folder: Path, place: Place) -> Ready:
+    path = folder / "teacher.safetensors"
+    model, facts = checkpoint.load_model(path)
+    told = {"teacher_run": facts.get("run_id", ""), "sha256": cache.file_hash(path)}
+    return Ready(need.key, need.kind, str(path.relative_to(place.storage)), cache.weights_hash(model), told)
+

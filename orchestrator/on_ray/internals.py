@@ -1,0 +1,76 @@
+"""Every private name of Ray that this project uses, with what to look at when Ray is upgraded (pinned: 2.60).
+
+Tests of all of them: ``tests/orchestrator/on_ray``.
+"""
+
+from typing import Any
+
+import ray
+from ray.train.backend import Backend, BackendConfig
+
+from orchestrator.on_ray.trial import free_address, meet_at
+
+
+class _MeetingPoint(Backend):
+    """Tells the workers of a group where to meet; nothing of torch.
+
+    Upgrade: ``ray.train.backend.Backend.on_start`` and ``worker_group.execute_single`` / ``execute``.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        if len(worker_group) > 1:
+            host, port = worker_group.execute_single(0, free_address)
+            worker_group.execute(meet_at, host=host, port=port)
+
+
+class Rendezvous(BackendConfig):
+    """Configuration of :class:`_MeetingPoint`."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _MeetingPoint
+
+
+def claim_placement_group(trial_id: str, rank: int) -> None:
+    """Says on the cluster's blackboard which worker group and controller belong to a trial.
+
+    Upgrade: ``ray.experimental.internal_kv`` and ``ray.train.v2._internal.execution.context``.
+    """
+    group = ray.util.get_current_placement_group()
+    if rank == 0 and group is not None and trial_id:
+        from ray.experimental.internal_kv import _internal_kv_put
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        claim = ray.cloudpickle.dumps((group.id.hex(), get_train_context().controller_actor))
+        _internal_kv_put(f"orchestrator/{trial_id}", claim, overwrite=True)
+
+
+def claim_of(trial_id: str) -> tuple[str, Any]:
+    """Id of a trial's worker group and its controller; empty and None before it has them."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    # Unpickled from the cluster's own blackboard, which whoever can write to can run code on the cluster anyway.
+    stored = _internal_kv_get(f"orchestrator/{trial_id}")
+    return ray.cloudpickle.loads(stored) if stored else ("", None)
+
+
+def remove_placement_group(group: str) -> None:
+    """Gives back what a group holds. Upgrade: ``ray._raylet.PlacementGroupID``."""
+    from ray.util.placement_group import PlacementGroup
+
+    ray.util.remove_placement_group(PlacementGroup(ray._raylet.PlacementGroupID(bytes.fromhex(group))))
+
+
+def worker_groups() -> list[str]:
+    """Placement groups of Ray Train workers of this job that hold resources or wait for them.
+
+    Upgrade: the last part of every id that a job made is the job's.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    return [
+        group
+        for group, info in ray.util.placement_group_table().items()
+        if info["state"] != "REMOVED"
+        and group.endswith(job)
+        and not any("node:__internal_head__" in bundle for bundle in info["bundles"].values())
+    ]
