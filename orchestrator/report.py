@@ -138,11 +138,11 @@ def _dimensions(plan: Plan, space: SearchSpace, records: list[TrialRecord]) -> l
         beside: dict[str, list[tuple[float, float]]] = {}
         figure_rows = [
             p for p in rows
-            if all(getattr(p, k, None) == v for k, v in others.items())
-            and len({getattr(q, name) for q in rows if q.source == p.source}) > 1
+            if all(p.at.get(k) == v for k, v in others.items())
+            and len({q.at.get(name) for q in rows if q.source == p.source}) > 1
         ]  # fmt: skip
         for p in figure_rows:
-            beside.setdefault(p.benchmark, []).append((getattr(p, name), p.map))
+            beside.setdefault(p.benchmark, []).append((p.at[name], p.scores["map"]))
         at = ", ".join(f"{symbol(k)} = {v:g}" for k, v in others.items())
         title = f"{symbol(name)}" + (f" at {at}" if at else "")
         reference = base.get(name, 0.0)
@@ -242,8 +242,8 @@ def _accuracy_and_cost(
         scores = [100 * r.value for r in rows[name]]
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
         ours.append((costs[name][1], statistics.mean(scores), spread, name))
-    printed = {(p.images_per_s, p.map, 0.0, p.row) for p in published.beside(plan.space, plan.benchmark)
-               if p.images_per_s and p.map and p.student != published.OWN_NETWORK}  # fmt: skip
+    printed = {(p.images_per_s, p.scores["map"], 0.0, p.row) for p in published.beside(plan.space, plan.benchmark)
+               if p.images_per_s and "map" in p.scores and p.student != published.OWN_NETWORK}  # fmt: skip
     drawn = figures.compromise(ours, sorted(printed))
     text = (
         "mAP: mean and standard deviation over seeds. Images/s of the query network, batch 32, fastest batch of a "
@@ -296,12 +296,12 @@ _SCORES = {"map": "mAP", "rank1": "R1", "rank3": "R3"}
 def _scores_of(rows: list[published.Published], benchmark: str) -> list[str]:
     """Names of the scores that a source prints for a benchmark."""
     own = [p for p in rows if p.benchmark == benchmark]
-    return [title for name, title in _SCORES.items() if any(getattr(p, name) is not None for p in own)]
+    return [title for name, title in _SCORES.items() if any(name in p.scores for p in own)]
 
 
 def _printed(p: published.Published) -> str:
     """A row's scores as printed."""
-    return " / ".join(f"{v:.2f}" for name in _SCORES if (v := getattr(p, name)) is not None)
+    return " / ".join(f"{p.scores[name]:.2f}" for name in _SCORES if name in p.scores)
 
 
 def _ours(plan: Plan, space: SearchSpace, done: list[TrialRecord], p: published.Published) -> str:
@@ -320,7 +320,7 @@ def _ours(plan: Plan, space: SearchSpace, done: list[TrialRecord], p: published.
             found.append(r)
     if not any(f"{side}/map" in r.metrics for r in found):
         return "not run"
-    names = [name for name in _SCORES if getattr(p, name) is not None]
+    names = [name for name in _SCORES if name in p.scores]
     return " / ".join(_mean_spread([r.metrics.get(f"{side}/{m}") for r in found]) for m in names)
 
 
