@@ -92,11 +92,21 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """One score of a method as logs name it and tables title it."""
+
+    name: str  # what was scored, a slash, the score, such as "val/map"
+    title: str
+    percent: bool = True  # a fraction in [0, 1] that tables show as percent
+
+
+@dataclass(frozen=True)
 class Method:
     """What ``METHOD`` of a method file is."""
 
     paper: str
     recipes: Mapping[str, Any]  # benchmark -> recipe, a frozen dataclass; "demo" always
+    metrics: tuple[Metric, ...]  # the first is what a sweep maximises and tables show first
     check: Callable[[Any, int], None]  # recipe, workers; raises ValueError for values that cannot work together
     # Everything expensive that all trials share, built once before any of them; returns facts for the record.
     prepare: Callable[[Any, Place], dict[str, Any]]

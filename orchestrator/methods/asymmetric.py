@@ -41,6 +41,7 @@ from orchestrator.method import (
     FilePath,
     Losses,
     Method,
+    Metric,
     Panel,
     Place,
     Positive,
@@ -454,6 +455,7 @@ def method(paper: str, recipes: dict[str, Any], distillation: Distillation) -> M
     return Method(
         paper=paper,
         recipes=recipes,
+        metrics=(*embedding.METRICS, Metric("symmetric/map", "mAP, student on both sides")),
         check=partial(check, distillation),
         prepare=partial(prepare, distillation),
         experiment=partial(experiment, distillation),

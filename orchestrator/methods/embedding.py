@@ -32,6 +32,7 @@ from orchestrator.method import (
     Count,
     Experiment,
     Losses,
+    Metric,
     Panel,
     Place,
     Positive,
@@ -44,6 +45,14 @@ from orchestrator.method import (
 
 Pixels = Annotated[tuple[int, int], Range(8)]
 Whole = Annotated[int, Range(0)]
+
+METRICS = (
+    Metric("val/map", "mAP"),
+    Metric("val/rank1", "R1"),
+    Metric("val/rank3", "R3"),
+    Metric("val/rank5", "R5"),
+    Metric("val/minp", "mINP"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.embedder import Embedder
+from orchestrator import published
 from orchestrator.cache import Progress, silent
 from orchestrator.datasets.images import Frames, RetrievalData, fetch
 from orchestrator.method import Batch, Experiment, Losses, Method, Place, Task
@@ -125,10 +126,12 @@ METHOD = Method(
             for name in ("cub200", "cub200_metric")
         },
     },
+    metrics=embedding.METRICS,
     check=check,
     prepare=prepare,
     experiment=experiment,
     evaluate=evaluate_student,
     after_training=embedding.after_training,
+    networks=lambda recipe: (published.network(recipe.student, recipe.student_size), published.NO_TEACHER),
     prepared_by=frozenset({"dataset", "evaluate_on", "ap", "student_size", "pixel_cache", "skip_unreadable"}),
 )

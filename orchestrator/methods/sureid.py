@@ -30,7 +30,7 @@ from losses.triplet import batch_hard_triplet, camera_triplet
 from models.token_pruning import PrunedViT, Rounding, Trained, gumbel_noise
 from orchestrator import distributed
 from orchestrator.method import Batch, Count, FilePath, Losses, Method, Positive, Probability, Range, Task, Weight
-from orchestrator.methods import sureid_training
+from orchestrator.methods import embedding, sureid_training
 from orchestrator.methods.embedding import Pixels, TrainingRecipe, Whole
 
 KeepRatio = Annotated[float, Range(0, 1, above=True)]
@@ -282,6 +282,7 @@ METHOD = Method(
             for name in ("occluded_reid", "partial_reid", "partial_reid_occluded")
         },
     },
+    metrics=embedding.METRICS,
     check=sureid_training.check,
     prepare=sureid_training.prepare,
     experiment=partial(sureid_training.experiment, SUReID),

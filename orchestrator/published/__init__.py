@@ -1,7 +1,7 @@
 """Published numbers with their source. Shown beside ours as "published", never mixed with them.
 
-One file per source. It exports ``BESIDE``, a dict from the name of a search space to the rows that belong beside that
-sweep, and is found by its name: adding a paper is adding its file.
+One file per source. It exports ``BESIDE``: the name of a search space -> the rows that belong
+beside that sweep. Files are found by name: adding a paper is adding its file.
 """
 
 import importlib

@@ -20,6 +20,11 @@ class Published:
     elsewhere: bool = True  # whether it is shown beside sweeps on other benchmarks too
     note: str = ""  # inconsistencies of the source
 
+    @property
+    def side(self) -> str:
+        """First part of the names of our metrics that the scores compare with."""
+        return "symmetric" if self.teacher == BOTH_SIDES else "val"
+
 
 BOTH_SIDES = "the same network on both sides"
 TEACHER = "teacher on both sides"  # the row of the gallery network

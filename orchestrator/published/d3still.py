@@ -1,8 +1,9 @@
 """D3still, CVPR 2024, and the authors' later code, whose numbers are not comparable with the paper's.
 
-The paper's text and its table 4 disagree in places; the table is what is stored: gains over RAML on MSMT17
-+1.82 / +4.20 in the text, +1.77 / +3.87 from the table; CSD against FitNet on SOP −12.05 / −14.33 in the text,
-−10.38 / −11.59 from the table; best margin on MSMT17 1.46 in the text, 1.77 from the table.
+The paper's text and its table 4 disagree in places; the table is what is stored:
+gains over RAML on MSMT17 +1.82 / +4.20 in the text, +1.77 / +3.87 from the table;
+CSD against FitNet on SOP −12.05 / −14.33 in the text, −10.38 / −11.59 from the table;
+best margin on MSMT17 1.46 in the text, 1.77 from the table.
 """
 
 from dataclasses import replace

@@ -1,13 +1,10 @@
 """Stored published rows: spot values of every table, complete, with their source and the paper's slips flagged."""
 
-import dataclasses
 from collections import Counter
 
 import pytest
 
-from orchestrator import find, on_ray, published, report
-from orchestrator.method import changed, recipe_dict
-from orchestrator.on_ray import Plan, TrialRecord
+from orchestrator import find, published
 from orchestrator.published import d3still, sureid
 from orchestrator.published.d3still import ABLATION, REPOSITORY, REPOSITORY_ABLATION, TABLE_4
 
@@ -138,31 +135,3 @@ def test_other_networks_are_shown_where_they_are_run():
     shown = {p.benchmark for p in published.beside("asymmetric_baselines", "sop_repo_swin")}
     assert "sop_repo_swin" in shown and not shown & {"inshop_repo_swin", "msmt17_repo_ibn", "cub200_repo_large"}
     assert published.network("swinv2_tiny_window8_256.ms_in1k", (256, 256)) == "SwinV2-T@256"
-
-
-def test_ours_stand_beside_the_same_networks_and_sides_only():
-    """A row of one network on both sides is never compared with a search across networks."""
-    metrics = {"val/map": 0.1, "val/rank1": 0.2, "symmetric/map": 0.3, "symmetric/rank1": 0.4}
-    space = find.space("asymmetric_baselines")
-    recipes = {m: recipe_dict(changed(find.recipe(m, "inshop"), dict(space.fix))) for m in space.methods}
-    facts = {"teacher": "ResNet101@256", "teacher_fingerprint": "x",
-             "teacher_metrics": {"teacher/map": 0.5, "teacher/rank1": 0.6}}  # fmt: skip
-    plan = Plan(folder="/x", space="asymmetric_baselines", title="", benchmark="inshop", recipes=recipes, place={},
-                tracking_uri="", trials=2, facts={"prepared": {"a": facts}})  # fmt: skip
-    done = [TrialRecord(i, "completed", {"cell": cell, "seed": 0}, 1, 0.1, metrics, "")
-            for i, cell in enumerate(("student alone", "RKD"))]  # fmt: skip
-    found = {
-        (p.row, p.student, p.teacher): report._ours(plan, space, done, p)
-        for p in published.beside("asymmetric_baselines", "inshop")
-        if p.benchmark == "inshop"
-    }
-    assert found["RKD", "ResNet18@64", "ResNet101@256"] == "10.00 / 20.00"
-    assert found["student alone", "ResNet18@64", published.BOTH_SIDES] == "30.00 / 40.00"
-    assert found["student alone", "MobileNetV2@64", published.BOTH_SIDES] == "not run"
-    assert found[published.TEACHER, "ResNet101@256", published.BOTH_SIDES] == "50.00 / 60.00"
-    assert found[published.TEACHER, "SwinV2-T@256", published.BOTH_SIDES] == "not run"
-    assert found["D3still", "ResNet18@64", "ResNet101@256"] == "not run"
-    plan = dataclasses.replace(plan, space_data=on_ray.space_data(space))
-    assert report._changed_fields(plan) == []
-    recipes["d3still"]["epochs"] = 1
-    assert report._changed_fields(plan) == ["epochs=1"]
