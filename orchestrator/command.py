@@ -1,4 +1,4 @@
-"""What the command lines share: names and values to a checked plan, preparation, one-line errors, tables."""
+"""What the command lines share: names and values to a checked plan, preparation, one-line errors."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,6 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 import losses
 import models
@@ -27,7 +26,7 @@ import orchestrator
 import search_spaces
 from orchestrator import find, on_ray, tracking
 from orchestrator.method import Place, changed, check_field, recipe_dict
-from orchestrator.on_ray import Plan, TrialRecord
+from orchestrator.on_ray import Plan
 from search_spaces._space import Choice, SearchSpace
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty())
@@ -302,23 +301,6 @@ def _unfinished_teacher(key: str) -> Plan | None:
     return None
 
 
-def summarise(plan: Plan, records: list[TrialRecord]) -> str:
-    """The sweep's summary run in MLflow: best trial, teacher, and the table as an artifact; returns its id."""
-    uri = plan.tracking_uri
-    experiment = tracking.experiment(uri, plan.title, plan.place["storage"], on_ray.search_space(plan).question)
-    tags = {"orch.sweep": plan.tag, "orch.kind": "summary", "orch.space": plan.space, "orch.benchmark": plan.benchmark}
-    params = {"space": plan.space, "benchmark": plan.benchmark}
-    run_id = tracking.run(uri, experiment, f"{plan.tag}/summary", f"summary of {plan.sweep}", tags, params)
-    best = ranked(records)[0]
-    teacher = next(iter(plan.facts["prepared"].values()), {}).get("teacher_metrics", {})
-    scores = {f"summary/{k.split('/')[1]}": v for k, v in best.metrics.items() if k.startswith("val/")}
-    ended = {"orch.best_trial": str(best.number), "orch.best_run": best.run_id, "orch.trials": str(len(records))}
-    tracking.log_values(uri, run_id, {**scores, **teacher}, ended)
-    tracking.log_json(uri, run_id, [dataclasses.asdict(r) for r in ranked(records)], "trials.json")
-    tracking.finish(uri, run_id, "completed")
-    return run_id
-
-
 def code_facts() -> dict[str, str]:
     """Version, git commit and folder of the running code."""
     folder = Path(orchestrator.__file__).parent.parent
@@ -334,28 +316,6 @@ def code_facts() -> dict[str, str]:
                                capture_output=True, text=True)  # fmt: skip
         commit = asked.stdout.strip() or commit
     return {"version": installed, "commit": commit, "code": str(folder)}
-
-
-def trial_table(records: list[TrialRecord], metric: str) -> Table:
-    """The final table: best first, failed last."""
-    table = Table(title=None, header_style="bold")
-    fields = sorted({name for r in records for name in r.point}, key=str)
-    for heading in ("trial", *fields, "status", "epochs", metric, "rank1", "minutes", "MLflow run"):
-        table.add_column(heading, justify="left" if heading in (*fields, "status", "MLflow run") else "right")
-    for r in ranked(records):
-        values = [f"{r.point[f]:.4g}" if isinstance(r.point.get(f), float) else str(r.point.get(f, "")) for f in fields]
-        score = "" if r.value is None else f"{r.value:.4f}"
-        rank1 = f"{r.metrics['val/rank1']:.4f}" if "val/rank1" in r.metrics else ""
-        status = r.status if not r.message else f"{r.status}: {r.message[:60]}"
-        minutes = f"{r.seconds / 60:.1f}"
-        table.add_row(str(r.number), *values, status, str(r.epochs), score, rank1, minutes, r.run_id)
-    return table
-
-
-def ranked(records: list[TrialRecord]) -> list[TrialRecord]:
-    """Completed trials by value, then pruned, then the rest; ties by number."""
-    order = {"completed": 0, "pruned": 1}
-    return sorted(records, key=lambda r: (order.get(r.status, 2), -(r.value or 0.0), r.number))
 
 
 class PreparationBar:

@@ -68,21 +68,24 @@ def draw_panel(panel: Panel) -> Figure:
 
 
 def curves(
-    title: str, ours: Sequence[tuple[float, float]], x_label: str, y_label: str,
+    title: str, ours: Sequence[tuple[float, float]], x_label: str, metric: tuple[str, str],
     published: Mapping[str, Sequence[tuple[float, float]]], reference: float,
 ) -> Figure:  # fmt: skip
     """Our curve on the left; the published ones in a panel of their own, as differences to their value at
-    ``reference``: other data sets live on other scales."""
+    ``reference``: other data sets live on other scales. ``metric`` is its title without and with its unit."""
+    name, with_unit = metric
     figure = Figure(figsize=(9 if published else 5, 3.4), layout="constrained")
     axes = figure.subplots(1, 2 if published else 1, squeeze=False)[0]
-    _line(axes[0], ours, y_label, OURS)
-    axes[0].set(title=title, xlabel=x_label, ylabel=f"{y_label} (%)")
+    _line(axes[0], ours, name, OURS)
+    axes[0].set(title=title, xlabel=x_label, ylabel=with_unit)
     if published:
-        for colour, (name, points) in zip((PUBLISHED, "#E69F00", "#CC79A7"), published.items(), strict=False):
+        for colour, (source, points) in zip((PUBLISHED, "#E69F00", "#CC79A7"), published.items(), strict=False):
             zero = dict(points).get(reference, 0.0)
-            _line(axes[1], [(x, y - zero) for x, y in points], name, colour)
+            _line(axes[1], [(x, y - zero) for x, y in points], source, colour)
         axes[1].set(
-            title="published (other data and nets)", xlabel=x_label, ylabel=f"mAP − mAP at {x_label} = {reference:g}"
+            title="published (other data and nets)",
+            xlabel=x_label,
+            ylabel=f"{name} − {name} at {x_label} = {reference:g}",
         )
         axes[1].axhline(0, color=MUTED, lw=0.8)
     return figure
@@ -147,9 +150,11 @@ def bars(title: str, rows: Sequence[tuple[str, list[float]]], label: str) -> Fig
 
 
 def compromise(
-    ours: Sequence[tuple[float, float, float, str]], published: Sequence[tuple[float, float, float, str]]
+    ours: Sequence[tuple[float, float, float, str]],
+    published: Sequence[tuple[float, float, float, str]],
+    y_label: str,
 ) -> Figure:
-    """mAP over images per second: (images/s, mAP, spread of the mAP, name) of every point.
+    """Accuracy over images per second: (images/s, score, spread of the score, name) of every point.
 
     Published points are in a panel of their own.
     """
@@ -162,7 +167,7 @@ def compromise(
         for place, top, name in zip(x, np.add(y, spread), names, strict=True):
             axis.annotate(name, (place, top), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7.5)
         axis.margins(x=0.22, y=0.12)
-        axis.set(title=title, xlabel="images per second", ylabel="mAP (%)")
+        axis.set(title=title, xlabel="images per second", ylabel=y_label)
         axis.grid(alpha=0.3)
     return figure
 

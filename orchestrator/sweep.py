@@ -8,6 +8,7 @@ import typer
 from orchestrator import command, find, on_ray, tracking
 from orchestrator.command import console
 from orchestrator.method import recipe_dict
+from orchestrator.reporting import summary, trial_table
 from search_spaces._space import SearchSpace
 
 
@@ -64,18 +65,17 @@ def main(
 
 
 def _run(plan: on_ray.Plan) -> None:
-    metric = on_ray.search_space(plan).metric
     console.print(
         f"  sweep {plan.sweep}: {plan.trials} trials, {plan.concurrent} at once, {plan.workers} worker(s) each"
     )
     records = on_ray.run_sweep(plan, console)
-    console.print(command.trial_table(records, metric))
+    console.print(trial_table.trial_table(plan, records))
     done = sum(r.status == "completed" for r in records)
     console.print(f"{done} completed, {sum(r.status == 'pruned' for r in records)} stopped early, "
                   f"{sum(r.status == 'failed' for r in records)} failed")  # fmt: skip
     console.print(f"compare: {tracking.ui_command(plan.tracking_uri)}   (experiment “{plan.title}”)")
     console.print(f"report:  python -m orchestrator.report {plan.space} --on {plan.benchmark}")
-    command.summarise(plan, records)
+    summary.summarise(plan, records)
     if not done:
         raise ValueError("no trial completed; the reasons are in the table above and in the MLflow runs")
 

@@ -24,6 +24,7 @@ from orchestrator import (
     tracking,
     train,
 )
+from orchestrator.reporting.trial_table import ranked
 from search_spaces._space import SearchSpace
 
 runner = CliRunner()
@@ -81,7 +82,7 @@ def test_a_sweep_its_report_and_what_can_be_done_with_its_record(
     call(report.main, "d3still_alpha")  # again: the same summary run
     assert len(tracking.runs_of(plan.tracking_uri, plan.tag, "summary")) == 1
 
-    best = command.ranked(on_ray.records(plan))[0]
+    best = ranked(on_ray.records(plan))[0]
     shown = call(evaluate.main, best.run_id).output
     for line in shown.splitlines():
         if "(logged" in line:

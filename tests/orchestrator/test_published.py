@@ -1,26 +1,29 @@
 """Stored published rows: spot values of every table, complete, with their source and the paper's slips flagged."""
 
-import dataclasses
 from collections import Counter
 
 import pytest
 
-from orchestrator import find, on_ray, published, report
-from orchestrator.method import changed, recipe_dict
-from orchestrator.on_ray import Plan, TrialRecord
-from orchestrator.published import D3STILL_ABLATION, D3STILL_BETA, D3STILL_GAMMA, REPOSITORY, TABLE_4
+from orchestrator import find, published
+from orchestrator.published import d3still, sureid
+from orchestrator.published.d3still import ABLATION, REPOSITORY, REPOSITORY_ABLATION, TABLE_4
 
 EVERYTHING = [
-    *D3STILL_ABLATION, *D3STILL_BETA, *D3STILL_GAMMA, *(p for rows in TABLE_4.values() for p in rows), *REPOSITORY,
-    *published.REPOSITORY_ABLATION, *published.REPOSITORY_TEACHERS,
-]  # fmt: skip
+    *ABLATION,
+    *d3still.BETA,
+    *d3still.GAMMA,
+    *(p for rows in TABLE_4.values() for p in rows),
+    *REPOSITORY,
+    *REPOSITORY_ABLATION,
+    *d3still.REPOSITORY_TEACHERS,
+]
 
 
 @pytest.mark.parametrize(
     ("rows", "benchmark", "row", "teacher", "scores"),
     [
-        (D3STILL_ABLATION, "inshop", "L_pd", "ResNet101@256", (0.85, 0.58)),
-        (D3STILL_ABLATION, "sop", "L_f + L_drpd", "ResNet101@256", (51.33, 69.18)),
+        (ABLATION, "inshop", "L_pd", "ResNet101@256", (0.85, 0.58)),
+        (ABLATION, "sop", "L_f + L_drpd", "ResNet101@256", (51.33, 69.18)),
         (TABLE_4["B"], "inshop", "RKD", "ResNet101@256", (0.15, 0.10)),
         (TABLE_4["B"], "msmt17", "D3still", "ResNet101@256", (18.64, 28.79)),
         (TABLE_4["C"], "sop", "ROP", "ResNet101@256", (35.28, 47.11)),
@@ -30,12 +33,12 @@ EVERYTHING = [
         (REPOSITORY, "sop_repo_swin", "D3still", "SwinV2-S@256", (43.32, 56.98)),
         (REPOSITORY, "msmt17_repo_ibn", "UGD", "ResNet101-IBN@320×160", (41.98, 61.22)),
         (REPOSITORY, "msmt17_repo_mobilenet", "ROP", "ResNet101@320×160", (30.12, 48.12)),
-        (published.REPOSITORY_ABLATION, "sop_repo", "L_f, authors' code", "ResNet101@256", (49.54, 66.53)),
+        (REPOSITORY_ABLATION, "sop_repo", "L_f, authors' code", "ResNet101@256", (49.54, 66.53)),
     ],
 )
 def test_spot_values(rows, benchmark, row, teacher, scores):
     (found,) = [p for p in rows if (p.benchmark, p.row, p.teacher) == (benchmark, row, teacher)]
-    assert (found.map, found.rank1) == scores
+    assert (found.scores["map"], found.scores["rank1"]) == scores
 
 
 def test_every_table_is_complete():
@@ -43,12 +46,12 @@ def test_every_table_is_complete():
     assert Counter(p.row for p in REPOSITORY) == dict.fromkeys(
         ("VanillaKD", "RKD", "PKT", "FitNet", "CCKD", "CSD", "RAML", "ROP", "D3still", "UGD"), 16
     )
-    assert (len(D3STILL_ABLATION), len(D3STILL_BETA), len(D3STILL_GAMMA)) == (16, 9, 9)
-    assert len(published.REPOSITORY_ABLATION) == 9 and len(published.REPOSITORY_TEACHERS) == 12
+    assert (len(ABLATION), len(d3still.BETA), len(d3still.GAMMA)) == (16, 9, 9)
+    assert len(REPOSITORY_ABLATION) == 9 and len(d3still.REPOSITORY_TEACHERS) == 12
     # "teacher on both sides" stands in the ablation and in the list of teachers.
-    keys = [(p.source, p.benchmark, p.row, p.student, p.teacher, p.beta, p.gamma) for p in EVERYTHING]
+    keys = [(p.source, p.benchmark, p.row, p.student, p.teacher, *p.at.items()) for p in EVERYTHING]
     assert len(set(keys)) == len(keys)
-    assert all(p.source and p.losses and p.student and 0 <= p.map <= 100 for p in EVERYTHING)
+    assert all(p.source and p.losses and p.student and 0 <= p.scores["map"] <= 100 for p in EVERYTHING)
 
 
 @pytest.mark.parametrize(
@@ -69,22 +72,23 @@ def test_every_table_is_complete():
     ],
 )
 def test_spot_values_of_sureid(table, benchmark, row, scores):
-    (found,) = [p for p in published.SUREID[table] if (p.benchmark, p.row) == (benchmark, row)]
-    assert (found.rank1, found.map, found.rank3, found.images_per_s) == scores
+    (found,) = [p for p in sureid.TABLES[table] if (p.benchmark, p.row) == (benchmark, row)]
+    assert (*map(found.scores.get, ("rank1", "map", "rank3")), found.images_per_s) == scores
 
 
 def test_the_tables_of_sureid_are_complete_and_stand_beside_their_sweeps():
-    assert {table: len(rows) for table, rows in published.SUREID.items()} == {
+    assert {table: len(rows) for table, rows in sureid.TABLES.items()} == {
         "I": 13, "II": 16, "III": 24, "IV": 4, "V": 5, "VI": 4, "VII": 4}  # fmt: skip
-    rows = [p for table in published.SUREID.values() for p in table]
+    rows = [p for table in sureid.TABLES.values() for p in table]
     keys = [(p.source, p.benchmark, p.row) for p in rows]
     assert len(set(keys)) == len(keys)
     assert {p.benchmark for p in rows} <= set(find.method("sureid").recipes)
     for table, name in (("IV", "components"), ("V", "keep_ratio"), ("VI", "alignment"), ("VII", "noda")):
-        assert {p.row for p in published.SUREID[table]} <= set(find.space(f"sureid_{name}").cells)
-        assert set(published.SUREID[table]) <= set(published.beside(f"sureid_{name}", "occluded_duke"))
+        assert {p.row for p in sureid.TABLES[table]} <= set(find.space(f"sureid_{name}").cells)
+        beside = published.beside(f"sureid_{name}", "occluded_duke")
+        assert all(p in beside for p in sureid.TABLES[table])
     recipe = find.recipe("sureid", "occluded_duke")
-    full = next(p for p in published.SUREID["IV"] if p.row == "SUReID")
+    full = next(p for p in sureid.TABLES["IV"] if p.row == "SUReID")
     assert full.student == published.network(recipe.student, recipe.student_size)
     assert full.teacher == published.network(recipe.teacher, recipe.student_size)
 
@@ -108,41 +112,26 @@ def test_the_sources_slips_are_flagged():
 
 def test_rows_stand_beside_the_cells_of_their_sweep():
     for name in ("asymmetric_baselines", "d3still_networks", "d3still_ablation"):
-        beside, cells = published.BESIDE[name], set(find.space(name).cells)
+        beside, cells = d3still.BESIDE[name], set(find.space(name).cells)
         paper = [p for p in beside if p.source.startswith("D3still, CVPR") and p.row != published.TEACHER]
         unknown = {p.row for p in paper} - cells
         assert unknown <= {"B RKD", "B PKT"}, "every printed row has a cell of its name"
+
+
+def test_a_source_is_found_by_its_file(tmp_path, monkeypatch):
+    """A paper is one file; two papers may have rows beside one sweep."""
+    (tmp_path / "another.py").write_text(
+        "from orchestrator.published import Published\n"
+        "ROW = Published(source='Another', benchmark='sop', row='X', student='A@1', teacher='B@2')\n"
+        "BESIDE = {'d3still_alpha': [ROW], 'd3still_ablation': [ROW]}\n"
+    )
+    assert published.sources() == ["d3still", "sureid"] and published.beside("d3still_alpha", "sop") == []
+    monkeypatch.setattr(published, "__path__", [*published.__path__, str(tmp_path)])
+    assert [p.row for p in published.beside("d3still_alpha", "inshop")] == ["X"]
+    assert {p.source for p in published.beside("d3still_ablation", "sop")} > {"Another"}
 
 
 def test_other_networks_are_shown_where_they_are_run():
     shown = {p.benchmark for p in published.beside("asymmetric_baselines", "sop_repo_swin")}
     assert "sop_repo_swin" in shown and not shown & {"inshop_repo_swin", "msmt17_repo_ibn", "cub200_repo_large"}
     assert published.network("swinv2_tiny_window8_256.ms_in1k", (256, 256)) == "SwinV2-T@256"
-
-
-def test_ours_stand_beside_the_same_networks_and_sides_only():
-    """A row of one network on both sides is never compared with a search across networks."""
-    metrics = {"val/map": 0.1, "val/rank1": 0.2, "symmetric/map": 0.3, "symmetric/rank1": 0.4}
-    space = find.space("asymmetric_baselines")
-    recipes = {m: recipe_dict(changed(find.recipe(m, "inshop"), dict(space.fix))) for m in space.methods}
-    facts = {"teacher": "ResNet101@256", "teacher_fingerprint": "x",
-             "teacher_metrics": {"teacher/map": 0.5, "teacher/rank1": 0.6}}  # fmt: skip
-    plan = Plan(folder="/x", space="asymmetric_baselines", title="", benchmark="inshop", recipes=recipes, place={},
-                tracking_uri="", trials=2, facts={"prepared": {"a": facts}})  # fmt: skip
-    done = [TrialRecord(i, "completed", {"cell": cell, "seed": 0}, 1, 0.1, metrics, "")
-            for i, cell in enumerate(("student alone", "RKD"))]  # fmt: skip
-    found = {
-        (p.row, p.student, p.teacher): report._ours(plan, space, done, p)
-        for p in published.beside("asymmetric_baselines", "inshop")
-        if p.benchmark == "inshop"
-    }
-    assert found["RKD", "ResNet18@64", "ResNet101@256"] == "10.00 / 20.00"
-    assert found["student alone", "ResNet18@64", published.BOTH_SIDES] == "30.00 / 40.00"
-    assert found["student alone", "MobileNetV2@64", published.BOTH_SIDES] == "not run"
-    assert found[published.TEACHER, "ResNet101@256", published.BOTH_SIDES] == "50.00 / 60.00"
-    assert found[published.TEACHER, "SwinV2-T@256", published.BOTH_SIDES] == "not run"
-    assert found["D3still", "ResNet18@64", "ResNet101@256"] == "not run"
-    plan = dataclasses.replace(plan, space_data=on_ray.space_data(space))
-    assert report._changed_fields(plan) == []
-    recipes["d3still"]["epochs"] = 1
-    assert report._changed_fields(plan) == ["epochs=1"]

@@ -11,10 +11,12 @@ import torch
 from losses.sureid import feature_term
 from losses.triplet import batch_hard_triplet, camera_triplet
 from models.token_pruning import PrunedViT, gumbel_noise
-from orchestrator import checkpoint, export, figures, find, on_ray, published, report
+from orchestrator import checkpoint, export, figures, find, on_ray, published
 from orchestrator.fit import fit, to_device, training_state
+from orchestrator.launch.plan import Plan, TrialRecord
 from orchestrator.method import Losses, Place, changed, recipe_dict
 from orchestrator.methods import embedding, sureid_training
+from orchestrator.reporting import printed
 
 CPU = torch.device("cpu")
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "sureid.npz")
@@ -394,19 +396,18 @@ def test_ours_stands_beside_the_row_of_the_same_networks(table):
     """Every row of our sweep that the paper has finds the printed one, with its student and its teacher."""
     name = f"sureid_{table}"
     space, recipe = find.space(name), find.recipe("sureid", "occluded_duke")
-    plan = on_ray.Plan(
+    plan = Plan(
         folder="", space=name, title="", benchmark="occluded_duke", recipes={"sureid": recipe_dict(recipe)}, place={},
         tracking_uri="", trials=1, space_data=on_ray.space_data(space), facts={"prepared": {}},
     )  # fmt: skip
     scores = {"val/map": 0.5, "val/rank1": 0.6}
     done = [
-        on_ray.TrialRecord(n, "completed", {"cell": cell, "seed": 0}, 1, 0.5, scores, "")
-        for n, cell in enumerate(space.cells)
+        TrialRecord(n, "completed", {"cell": cell, "seed": 0}, 1, 0.5, scores, "") for n, cell in enumerate(space.cells)
     ]
     rows = published.beside(name, "occluded_duke")
-    found = {p.row: report._ours(plan, space, done, p) for p in rows if p.student != published.OWN_NETWORK}
+    found = {p.row: printed.ours(plan, done, p) for p in rows if p.student != published.OWN_NETWORK}
     assert set(found.values()) == {"50.00 / 60.00"} and set(found) - {"SUReID"} <= set(space.cells)
-    (others,) = {report._ours(plan, space, done, p) for p in rows if p.student == published.OWN_NETWORK} or {"not run"}
+    (others,) = {printed.ours(plan, done, p) for p in rows if p.student == published.OWN_NETWORK} or {"not run"}
     assert others == "not run"
 
 

@@ -1,0 +1,74 @@
+"""Where the numbers of a sweep come from: recipes, teachers, data, commands that repeat it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orchestrator import find, tracking
+from orchestrator.launch.plan import Plan, TrialRecord
+from orchestrator.method import changed, recipe_dict
+from orchestrator.published import TEACHER
+from orchestrator.reporting import scores
+from orchestrator.reporting.content import Section
+from orchestrator.reporting.trial_table import ranked
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Scores that trials are compared with."""
+
+    title: str
+    kind: Literal["teacher", "chance"]
+    network: str  # of a teacher, as published tables name it
+    metrics: Mapping[str, float]  # under the names of the methods' metrics
+
+
+def references(plan: Plan) -> list[Reference]:
+    """Every teacher of the sweep and chance, as measured when they were prepared."""
+    side = scores.side(scores.metrics(plan)[0])
+    found: dict[str, Reference] = {}
+    for prepared in plan.facts["prepared"].values():
+        teacher = prepared.get("teacher", "unnamed")
+        for kind, title, network in (("teacher", f"{TEACHER}, {teacher}", teacher), ("chance", "chance", "")):
+            measured = prepared.get(f"{kind}_metrics", {})
+            if measured:
+                named = {f"{side}/{name.rpartition('/')[2]}": value for name, value in measured.items()}
+                found.setdefault(title, Reference(title, kind, network, named))
+    return list(found.values())
+
+
+def facts(plan: Plan) -> dict[str, Any]:
+    """Code version, and data and teacher of the first preparation."""
+    return {**plan.facts, **next(iter(plan.facts["prepared"].values()), {})}
+
+
+def networks(plan: Plan, record: TrialRecord) -> tuple[str, str]:
+    """Student and teacher of a trial as published tables name them."""
+    space = plan.search_space
+    method = space.method_of(record.point)
+    return find.method(method).networks(changed(plan.base_recipe(method), space.settings(record.point)))
+
+
+def changed_settings(plan: Plan) -> list[str]:
+    """What the command line set, as FIELD=VALUE."""
+    defaults = recipe_dict(changed(find.recipe(plan.method, plan.benchmark), plan.search_space.fix))
+    set_there = {name: value for name, value in plan.recipe.items() if defaults.get(name) != value}
+    return [f"{k}={'x'.join(map(str, v)) if isinstance(v, (list, tuple)) else v}" for k, v in set_there.items()]
+
+
+def section(plan: Plan, records: list[TrialRecord]) -> Section:
+    """Commands that run the sweep again and take its best student away, and what it was run on."""
+    command = [f"python -m orchestrator.sweep {plan.space} --on {plan.benchmark}"]
+    command += [f"--set {setting}" for setting in changed_settings(plan)]
+    command += ["--data-root DIR"] if plan.place["data_root"] else []
+    command += [f"--trials {plan.trials}"] if not plan.search_space.cells else []
+    command += [f"--workers {plan.workers}"] if plan.workers > 1 else []
+    best = ranked(records)[0].run_id
+    lines = [
+        " ".join(command),
+        f"python -m orchestrator.evaluate {best}",
+        f"python -m orchestrator.export {best} --format onnx",
+        tracking.ui_command(plan.tracking_uri),
+    ]
+    plain = {k.replace("_", " "): str(v) for k, v in facts(plan).items() if not isinstance(v, dict) and k != "code"}
+    return Section("How to reproduce", code="\n".join(lines), facts=plain)
