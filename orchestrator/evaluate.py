@@ -1,11 +1,18 @@
 """Evaluate a finished run again, from its record alone: ``python -m orchestrator.evaluate RUN_ID``."""
 
+import torch
 import typer
 
 from orchestrator import checkpoint, command, find, tracking
 from orchestrator.command import AFTER_TRAINING, console
 from orchestrator.evaluation import cost
-from orchestrator.method import Place, changed, recipe_from
+from orchestrator.launch import before, preparing, trial
+from orchestrator.launch import plan as plans
+from orchestrator.launch.runner import InProcess
+from orchestrator.method import Where
+from orchestrator.needs import Place
+from orchestrator.progress import PreparationBar
+from orchestrator.recipe import value_of
 
 
 @command.app
@@ -15,26 +22,29 @@ def main(
     settings: list[str] = AFTER_TRAINING,
 ) -> None:
     """Embeds and searches again with the stored student; prints every metric beside the logged one."""
-    uri = tracking.tracking_uri(command.storage())
+    uri = tracking.tracking_uri(plans.storage())
     record = tracking.read_record(uri, run_id)
     method = find.method(record.method)
-    if method.evaluate is None:
-        raise ValueError(f"{record.method} cannot be evaluated from a record")
     place = Place(record.place.storage, data_root or record.place.data_root)
-    recipe = recipe_from(find.recipe(record.method, record.benchmark), record.recipe)
-    other = command.settings_after_training(record.method, recipe, settings)
-    scored = method.for_evaluation(changed(recipe, other))
-    now = method.prepare(scored, place)
-    command.check_fingerprints({name: fact for name, fact in record.facts.items() if name in now}, now)
+    recipe = trial.recipe_of(record)
+    scored, other = command.settings_after_training(record.method, recipe, settings)
+    with PreparationBar(console) as bar:
+        prepared = preparing.for_scoring(record.method, scored, place, InProcess(), bar)
+    then = {role: {r["fingerprint"]} for role, r in record.prepared.items()} or before.fingerprints(record.facts)
+    now = {role: {ready.fingerprint} for role, ready in prepared.items()}
+    preparing.check_fingerprints({role: known for role, known in then.items() if role in now}, now)
     student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
-    metrics = method.evaluate(checkpoint.reconfigured(student, other), scored, place)
-    console.print(f"{record.method} on {record.benchmark}: {now['protocol']}")
-    for name, value in other.items():
-        console.print(f"  {name} {value} (trained with {getattr(recipe, name)})")
+    student = checkpoint.reconfigured(student, {path.rpartition(".")[2]: value for path, value in other.items()})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = Where(place, 0, 1, device)
+    metrics = method.score(student.to(device), scored, prepared, where).metrics
+    console.print(f"{record.method} on {record.benchmark}: {prepared.told().get('protocol', '')}", markup=False)
+    for path, value in other.items():
+        console.print(f"  {path} {value} (trained with {value_of(recipe, path)})", markup=False)
     for name, value in metrics.items():
         logged = facts["metrics"].get(name)
         console.print(f"  {name:18} {value:.6f}" + (f"   (logged {logged:.6f})" if logged is not None else ""))
-    console.print(f"  {'GMACs':18} {cost.macs(student, student.config.image_size) / 1e9:.6f}")
+    console.print(f"  {'GMACs':18} {cost.macs(student.cpu()) / 1e9:.6f}")
 
 
 if __name__ == "__main__":

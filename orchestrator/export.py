@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import typer
 
-from orchestrator import checkpoint, command, find, tracking
+from orchestrator import checkpoint, command, tracking
 from orchestrator.command import AFTER_TRAINING, console
-from orchestrator.method import recipe_from
+from orchestrator.launch import plan as plans
+from orchestrator.launch import trial
 
 _TOLERANCE = 1e-4  # largest difference of normalised embeddings between torch and ONNX Runtime
 
@@ -35,10 +36,10 @@ def main(
 
     An ONNX file runs without this project; safetensors are loaded by models.embedder or rebuilt from the JSON.
     """
-    uri = tracking.tracking_uri(command.storage())
+    uri = tracking.tracking_uri(plans.storage())
     record = tracking.read_record(uri, run_id)
-    recipe = recipe_from(find.recipe(record.method, record.benchmark), record.recipe)
-    other = command.settings_after_training(record.method, recipe, settings)
+    _, settled = command.settings_after_training(record.method, trial.recipe_of(record), settings)
+    other = {path.rpartition(".")[2]: value for path, value in settled.items()}
     student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
     name = "-".join([record.method, record.benchmark, run_id[:8], *(f"{k}-{v}" for k, v in other.items())])
     if other:

@@ -145,12 +145,6 @@ class Metric:
     title: str  # as printed: "TAR@1e-4"
     percent: bool = True
 
-    def shown(self, value: float | None) -> str:
-        """The value as tables print it, empty where there is none."""
-        if value is None:
-            return ""
-        return f"{100 * value:.2f}" if self.percent else f"{value:.4g}"
-
 
 class Method:
     """What ``METHOD`` of a method file is: one subclass for each family, one instance for each file.

@@ -1,15 +1,18 @@
 """Run a sweep: ``python -m orchestrator.sweep d3still_beta_gamma [--on demo] [--data-root DIR] …``."""
 
 import dataclasses
-from typing import Any
 
 import typer
 
-from orchestrator import command, find, on_ray, tracking
+from orchestrator import command, find, tracking
 from orchestrator.command import console
-from orchestrator.method import recipe_dict
+from orchestrator.launch import plan as plans
+from orchestrator.launch import study
+from orchestrator.launch.plan import Plan
+from orchestrator.launch.runner import Runner
+from orchestrator.progress import Board
+from orchestrator.reporting import dry_run as dry
 from orchestrator.reporting import summary, trial_table
-from search_spaces._space import SearchSpace
 
 
 @command.app
@@ -24,6 +27,7 @@ def main(
     epochs: int = command.EPOCHS,
     settings: list[str] = command.SET,
     resume: bool = typer.Option(False, "--resume", help="Continue the newest sweep of this name and benchmark."),
+    in_process: bool = command.IN_PROCESS,
     dry_run: bool = typer.Option(False, "--dry-run", help="Check everything, print the plan, stop."),
     listing: bool = typer.Option(False, "--list", help="Show all sweeps."),
 ) -> None:
@@ -32,47 +36,47 @@ def main(
         for known in find.names("search_spaces"):
             console.print(f"{known:24} {find.space(known).question}")
         return
-    space = find.space(name)
-    given = command.parse_settings(settings)
+    space, given = find.space(name), command.parse_settings(settings)
     if resume:
-        plan = command.latest_plan(name, on)
-        command.check_unchanged(plan, given, epochs, data_root, workers, gpus_per_worker)
-        if trials and (trials < plan.trials or space.cells):
-            raise ValueError(f"the sweep {plan.sweep} has {plan.trials} trials; only a larger number can be asked for")
-        if trials:
-            plan = dataclasses.replace(plan, trials=trials)
+        plan = _resumed(name, on, given, epochs, data_root, workers, gpus_per_worker, trials)
         if dry_run:
-            finished = sum(r.status in ("completed", "pruned", "failed") for r in on_ray.records(plan))
+            finished = sum(r.status in ("completed", "pruned", "failed") for r in study.records(plan))
             console.print(f"{plan.sweep}: {finished} of {plan.trials} trials are finished; --resume runs the rest")
             return
-        with on_ray.cluster():
-            _run(command.continued(plan, concurrent))
+        tracking.check(plan.tracking_uri)
+        with command.runner(in_process) as runner:
+            _run(command.continued(plan, runner, concurrent), runner)
         return
-    recipes, place = command.resolve(space, on, given, epochs, data_root, workers)
+    recipes, place = plans.resolve(space, on, given, epochs, data_root, workers)
     total = len(space.table()) if space.cells else (trials or space.trials)
     if space.cells and trials:
         raise ValueError(f"{name} is a table of {total} rows × seeds and always runs in full; leave --trials away")
-    console.print(f"[bold]{name}[/bold] on {on}: {space.question}")
-    _print_plan(space, total, recipes)
+    uri = tracking.tracking_uri(place.storage)
+    for line in dry.lines(name, space, on, total, recipes, place, uri if dry_run else ""):
+        console.print(line, markup=False)
     if dry_run:
-        recipe = next(iter(recipes.values()))
-        find.dataset(recipe.dataset)(place.data_root, recipe.evaluate_on)
         return
-    with on_ray.cluster():
-        title = f"{name} on {on}"
-        plan = command.make_plan(name, space, title, on, recipes, place, total, concurrent, workers, gpus_per_worker)
-        _run(plan)
+    tracking.check(uri)
+    with command.runner(in_process) as runner:
+        gpus = command.gpus_of(runner, gpus_per_worker)
+        at_once = runner.concurrent(workers, gpus, concurrent)
+        plan = plans.new_plan(
+            name, space, f"{name} on {on}", on, recipes, place, uri, total, at_once, workers, gpus
+        )
+        _run(plan, runner)
 
 
-def _run(plan: on_ray.Plan) -> None:
+def _run(plan: Plan, runner: Runner) -> None:
+    """Prepares and runs what is left of a plan, and says what came out."""
+    plan = command.prepare(plan, runner)
     console.print(
         f"  sweep {plan.sweep}: {plan.trials} trials, {plan.concurrent} at once, {plan.workers} worker(s) each"
     )
-    records = on_ray.run_sweep(plan, console)
+    records = runner.sweep(plan, Board(console, plan.metric, study.records(plan), plan.trials))
     console.print(trial_table.trial_table(plan, records))
     done = sum(r.status == "completed" for r in records)
-    console.print(f"{done} completed, {sum(r.status == 'pruned' for r in records)} stopped early, "
-                  f"{sum(r.status == 'failed' for r in records)} failed")  # fmt: skip
+    pruned, failed = (sum(r.status == status for r in records) for status in ("pruned", "failed"))
+    console.print(f"{done} completed, {pruned} stopped early, {failed} failed")
     console.print(f"compare: {tracking.ui_command(plan.tracking_uri)}   (experiment “{plan.title}”)")
     console.print(f"report:  python -m orchestrator.report {plan.space} --on {plan.benchmark}")
     summary.summarise(plan, records)
@@ -80,17 +84,15 @@ def _run(plan: on_ray.Plan) -> None:
         raise ValueError("no trial completed; the reasons are in the table above and in the MLflow runs")
 
 
-def _print_plan(space: SearchSpace, total: int, recipes: dict[str, Any]) -> None:
-    for name, bounds in space.tune.items():
-        console.print(f"  {name}: {bounds}", markup=False)
-    for point in space.table():
-        console.print(f"  first: {point}", markup=False)
-    shared: dict[str, Any] = {}
-    for method, recipe in recipes.items():
-        values = recipe_dict(recipe)
-        own = ", ".join(f"{k}={v}" for k, v in values.items() if k not in shared or shared[k] != v)
-        console.print(f"  {total} trials; recipe: {own}" if not shared else f"  {method}: {own}", markup=False)
-        shared = shared or values
+def _resumed(
+    name: str, on: str, given: dict[str, str], epochs: int | None, data_root: str, workers: int, gpus: float | None,
+    trials: int | None,
+) -> Plan:  # fmt: skip
+    plan = plans.latest(name, on)
+    plans.check_unchanged(plan, given, epochs, data_root, workers, gpus)
+    if trials and (trials < plan.trials or plan.search_space.cells):
+        raise ValueError(f"the sweep {plan.sweep} has {plan.trials} trials; only a larger number can be asked for")
+    return dataclasses.replace(plan, trials=trials) if trials else plan
 
 
 if __name__ == "__main__":

@@ -1,9 +1,16 @@
 """Train the teacher of a method's recipe: ``python -m orchestrator.teacher d3still --on demo``."""
 
+import dataclasses
+
 import typer
 
-from orchestrator import command, find, on_ray
+from orchestrator import command, find, tracking
 from orchestrator.command import console
+from orchestrator.launch import plan as plans
+from orchestrator.launch.plan import Plan
+from orchestrator.launch.preparing import Preparation
+from orchestrator.progress import PreparationBar
+from orchestrator.recipe import flat
 
 
 @command.app
@@ -14,20 +21,28 @@ def main(
     workers: int = command.WORKERS,
     gpus_per_worker: float = command.GPUS,
     settings: list[str] = command.SET,
+    in_process: bool = command.IN_PROCESS,
 ) -> None:
     """Trains the teacher (once: a teacher is found again by its recipe and its training images)."""
-    found = find.method(method)
-    recipes, place = command.resolve(
-        command.single(method), on, command.parse_settings(settings), None, data_root, workers
-    )
-    if not found.has_teacher:
-        raise ValueError(f"{method} has no teacher")
-    with on_ray.cluster():
-        gpus = on_ray.default_gpus() if gpus_per_worker is None else gpus_per_worker
-        folder = command.train_teacher(method, recipes[method], on, place, workers, gpus)
-    if not folder:
+    space, given = plans.single(method), command.parse_settings(settings)
+    recipes, place = plans.resolve(space, on, given, None, data_root, workers)
+    uri = tracking.tracking_uri(place.storage)
+    needs = find.method(method).needs(recipes[method], place)
+    trained = [need for need in needs.values() if need.trial is not None]
+    if not trained:
         raise ValueError(f"this recipe of {method} trains no teacher: it uses none, or its weights are given")
-    console.print(f"teacher: {folder}/teacher.safetensors")
+    tracking.check(uri)
+    with command.runner(in_process) as runner, PreparationBar(console) as bar:
+        gpus = command.gpus_of(runner, gpus_per_worker)
+        runner.concurrent(workers, gpus, 1)
+        plan = Plan(
+            folder="", space=f"teacher of {method}", title="", benchmark=on, recipes={method: flat(recipes[method])},
+            place=dataclasses.asdict(place), tracking_uri=uri, trials=1, workers=workers, gpus_per_worker=gpus,
+        )  # fmt: skip
+        preparation = Preparation(plan, runner, bar)
+        paths = [place.folder(preparation.meet(method, need).path) for need in trained]
+    for path in paths:
+        console.print(f"teacher: {path}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,15 @@
 
 import typer
 
-from orchestrator import command, find, on_ray, tracking
+from orchestrator import command, find, tracking
 from orchestrator.command import console
-from orchestrator.method import check_field
+from orchestrator.launch import plan as plans
+from orchestrator.launch import study
+from orchestrator.launch.plan import Plan
+from orchestrator.launch.runner import Runner
+from orchestrator.progress import Board
+from orchestrator.recipe import check_field
+from orchestrator.reporting import scores
 
 
 @command.app
@@ -17,35 +23,42 @@ def main(
     epochs: int = command.EPOCHS,
     settings: list[str] = command.SET,
     resume: bool = typer.Option(False, "--resume", help="Continue the newest run of this method and benchmark."),
+    in_process: bool = command.IN_PROCESS,
 ) -> None:
     """One run of a method as a Ray Train job, logged to MLflow; the same path as a trial of a sweep."""
     find.method(method)
     name, given = f"train-{method}", command.parse_settings(settings)
+    recipe = find.recipe(method, on)
+    seed_name = next((n for n in ("seed", "train.seed") if n in given), "train.seed")
     if resume:
-        plan = command.latest_plan(name, on, single=method)
-        (started,) = on_ray.search_space(plan).seeds
-        if check_field(find.recipe(method, on), "seed", given.pop("seed", started)) != started:
+        plan = plans.latest(name, on, single=method)
+        (started,) = plan.search_space.seeds
+        if check_field(recipe, "train.seed", given.pop(seed_name, started)) != started:
             raise ValueError(f"the run {plan.sweep} was started with seed={started}; resume it without changes")
-        command.check_unchanged(plan, given, epochs, data_root, workers, gpus_per_worker)
-        with on_ray.cluster():
-            plan = command.continued(plan)
-            _finish(on_ray.run_sweep(plan, console)[0], plan)
+        plans.check_unchanged(plan, given, epochs, data_root, workers, gpus_per_worker)
+        tracking.check(plan.tracking_uri)
+        with command.runner(in_process) as runner:
+            _run(command.continued(plan, runner), runner)
         return
-    seed = check_field(find.recipe(method, on), "seed", given.pop("seed", 0))
-    space = command.single(method, seed)
-    recipes, place = command.resolve(space, on, given, epochs, data_root, workers)
-    with on_ray.cluster():
-        title = f"{method} on {on}"
-        plan = command.make_plan(name, space, title, on, recipes, place, 1, 1, workers, gpus_per_worker)
-        _finish(on_ray.run_sweep(plan, console)[0], plan)
+    seed = check_field(recipe, "train.seed", given.pop(seed_name, recipe.train.seed))
+    space = plans.single(method, seed)
+    recipes, place = plans.resolve(space, on, given, epochs, data_root, workers)
+    uri = tracking.tracking_uri(place.storage)
+    tracking.check(uri)
+    with command.runner(in_process) as runner:
+        gpus = command.gpus_of(runner, gpus_per_worker)
+        runner.concurrent(workers, gpus, 1)
+        plan = plans.new_plan(name, space, f"{method} on {on}", on, recipes, place, uri, 1, 1, workers, gpus)
+        _run(plan, runner)
 
 
-def _finish(record: on_ray.TrialRecord, plan: on_ray.Plan) -> None:
+def _run(plan: Plan, runner: Runner) -> None:
+    plan = command.prepare(plan, runner)
+    record = runner.sweep(plan, Board(console, plan.metric, study.records(plan), 1))[0]
     if record.status != "completed":
         raise ValueError(f"the run {record.status}: {record.message}")
-    for key, value in record.metrics.items():
-        if key.startswith(("val/", "symmetric/")):
-            console.print(f"  {key:16} {value:.4f}")
+    for metric in scores.occurring(plan, [record]):
+        console.print(f"  {metric.name:16} {record.metrics[metric.name]:.4f}")
     console.print(f"MLflow run {record.run_id}; compare: {tracking.ui_command(plan.tracking_uri)}")
 
 

@@ -131,6 +131,18 @@ def fingerprints(facts: Mapping[str, Any]) -> dict[str, set[str]]:
     return found
 
 
+def told(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the preparations of a plan of 0.3 told, with today's names of metrics."""
+    found = []
+    for group in facts.get("prepared", {}).values():
+        own = dict(group)
+        for kind in ("teacher", "chance"):
+            measured = group.get(f"{kind}_metrics", {})
+            own[f"{kind}_metrics"] = {f"val/{name.partition('/')[2]}": value for name, value in measured.items()}
+        found.append(own)
+    return found
+
+
 # Fields that 0.3 left out of a teacher's name.
 _NOT_IN_A_NAME = (
     "pixel_cache", "loader_workers", "compile", "evaluate_every", "evaluate_on", "ap", "skip_unreadable",

@@ -90,9 +90,11 @@ class Plan:
         """What is ready for the trial of a point."""
         return Prepared.of(self.where, self.prepared[variant_of(self.search_space, point)])
 
-    def references(self) -> list[Prepared]:
-        """What is ready for each variant, in the order of the space."""
-        return [Prepared.of(self.where, roles) for roles in self.prepared.values()]
+    def told(self) -> list[dict[str, Any]]:
+        """What the preparation of each variant tells the record, in the order of the space."""
+        if not self.prepared:  # made by 0.3 and not continued since
+            return before.told(self.facts)
+        return [Prepared.of(self.where, roles).told() for roles in self.prepared.values()]
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 from orchestrator import find, tracking
 from orchestrator.launch.plan import Plan, TrialRecord
-from orchestrator.method import changed, recipe_dict
+from orchestrator.launch.study import ranked
 from orchestrator.published import TEACHER
-from orchestrator.reporting import scores
+from orchestrator.recipe import changed, differing
 from orchestrator.reporting.content import Section
-from orchestrator.reporting.trial_table import ranked
 
 
 @dataclass(frozen=True)
@@ -25,35 +24,35 @@ class Reference:
 
 def references(plan: Plan) -> list[Reference]:
     """Every teacher of the sweep and chance, as measured when they were prepared."""
-    side = scores.side(scores.metrics(plan)[0])
     found: dict[str, Reference] = {}
-    for prepared in plan.facts["prepared"].values():
-        teacher = prepared.get("teacher", "unnamed")
+    for told in plan.told():
+        teacher = told.get("teacher", "unnamed")
         for kind, title, network in (("teacher", f"{TEACHER}, {teacher}", teacher), ("chance", "chance", "")):
-            measured = prepared.get(f"{kind}_metrics", {})
+            measured = told.get(f"{kind}_metrics", {})
             if measured:
-                named = {f"{side}/{name.rpartition('/')[2]}": value for name, value in measured.items()}
-                found.setdefault(title, Reference(title, kind, network, named))
+                found.setdefault(title, Reference(title, kind, network, measured))
     return list(found.values())
 
 
 def facts(plan: Plan) -> dict[str, Any]:
     """Code version, and data and teacher of the first preparation."""
-    return {**plan.facts, **next(iter(plan.facts["prepared"].values()), {})}
+    return {**plan.facts, **next(iter(plan.told()), {})}
 
 
 def networks(plan: Plan, record: TrialRecord) -> tuple[str, str]:
     """Student and teacher of a trial as published tables name them."""
-    space = plan.search_space
-    method = space.method_of(record.point)
-    return find.method(method).networks(changed(plan.base_recipe(method), space.settings(record.point)))
+    method, recipe = plan.recipe_of(record.point)
+    return find.method(method).networks(recipe)
 
 
 def changed_settings(plan: Plan) -> list[str]:
     """What the command line set, as FIELD=VALUE."""
-    defaults = recipe_dict(changed(find.recipe(plan.method, plan.benchmark), plan.search_space.fix))
-    set_there = {name: value for name, value in plan.recipe.items() if defaults.get(name) != value}
-    return [f"{k}={'x'.join(map(str, v)) if isinstance(v, (list, tuple)) else v}" for k, v in set_there.items()]
+    found: dict[str, None] = {}
+    for method in plan.recipes:
+        usual = changed(find.recipe(method, plan.benchmark), plan.search_space.fix)
+        for name, value in differing(plan.base_recipe(method), usual).items():
+            found[f"{name}={'x'.join(map(str, value)) if isinstance(value, list) else value}"] = None
+    return list(found)
 
 
 def section(plan: Plan, records: list[TrialRecord]) -> Section:

@@ -4,10 +4,10 @@ import statistics
 
 from orchestrator import figures, published, tracking
 from orchestrator.launch.plan import Plan, TrialRecord
+from orchestrator.launch.study import ranked
 from orchestrator.reporting import scores
 from orchestrator.reporting.content import Section, TableOf, drawn
 from orchestrator.reporting.provenance import networks, references
-from orchestrator.reporting.trial_table import ranked
 
 Runs = dict[str, list[TrialRecord]]  # row -> its completed trials
 Costs = dict[str, tuple[float, float]]  # row -> GMACs and images/s of its student

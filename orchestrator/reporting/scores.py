@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 from orchestrator import find
 from orchestrator.launch.plan import Plan, TrialRecord
-from orchestrator.method import Metric, did_you_mean
+from orchestrator.method import Metric
+from orchestrator.recipe import did_you_mean
 
 
 def metrics(plan: Plan) -> list[Metric]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from orchestrator import tracking
 from orchestrator.launch import study
 from orchestrator.launch.plan import Plan, TrialRecord
+from orchestrator.launch.study import ranked
 from orchestrator.progress import label
 from orchestrator.reporting import content, curves, printed, provenance, rows, scores, trial_table
-from orchestrator.reporting.trial_table import ranked
 
 
 def write_report(plan: Plan, to: str = "") -> tuple[Path, str]:

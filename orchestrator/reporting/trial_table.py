@@ -7,15 +7,10 @@ from rich.table import Table
 
 from orchestrator import figures, tracking
 from orchestrator.launch.plan import Plan, TrialRecord
+from orchestrator.launch.study import ranked
 from orchestrator.progress import label, symbol
 from orchestrator.reporting import scores
 from orchestrator.reporting.content import Picture, Section, TableOf, drawn
-
-
-def ranked(records: list[TrialRecord]) -> list[TrialRecord]:
-    """Completed trials by value, then pruned, then the rest; ties by number."""
-    order = {"completed": 0, "pruned": 1}
-    return sorted(records, key=lambda r: (order.get(r.status, 2), -(r.value or 0.0), r.number))
 
 
 def trial_table(plan: Plan, records: list[TrialRecord]) -> Table:
