@@ -152,16 +152,16 @@ def ensure(
                 return open_rows(folder, made_from, verify)
             except DamagedCache as damage:
                 warnings.warn(f"{damage}; building it again", stacklevel=2)
-        partial = root / f"{folder.name}.tmp-{os.getpid()}"
-        partial.mkdir(parents=True)
+        building = root / f"{folder.name}.tmp-{os.getpid()}"
+        building.mkdir(parents=True)
         try:
-            _write(partial, made_from, blocks())
+            _write(building, made_from, blocks())
             if folder.exists():
                 shutil.rmtree(folder)
-            os.replace(partial, folder)
+            os.replace(building, folder)
             _sync(root)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(building, ignore_errors=True)
         return open_rows(folder, made_from)
 
 
@@ -209,13 +209,13 @@ def open_rows(folder: str | Path, made_from: Mapping[str, Any] | None = None, ve
 
 def _remove_stale(root: Path) -> None:
     """Half-built folders whose builder is dead: nobody holds their lock."""
-    for partial in root.glob("*.tmp-*"):
-        with open(root / ".locks" / f"{partial.name.split('.tmp-')[0]}.lock", "w") as handle:
+    for half_built in root.glob("*.tmp-*"):
+        with open(root / ".locks" / f"{half_built.name.split('.tmp-')[0]}.lock", "w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(half_built, ignore_errors=True)
 
 
 @contextmanager
@@ -415,8 +415,8 @@ def joined(root: str | Path, kind: str, made_from: Mapping[str, Any], parts: Seq
     folder = root / f"{kind}-{digest(made_from)[:32]}"
     with locked(root, folder.name):
         if not folder.exists():
-            partial_folder = root / f"{folder.name}.tmp-{os.getpid()}"
-            partial_folder.mkdir(parents=True)
+            building = root / f"{folder.name}.tmp-{os.getpid()}"
+            building.mkdir(parents=True)
             manifest = {
                 "tool": f"retrieval-distillation-orchestrator {_tool_version()}",
                 "made_from": made_from,
@@ -425,9 +425,9 @@ def joined(root: str | Path, kind: str, made_from: Mapping[str, Any], parts: Seq
                 "columns": parts[0].manifest["columns"],
                 "parts": [part.folder.name for part in parts],
             }
-            (partial_folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-            _sync(partial_folder / "manifest.json")
-            os.replace(partial_folder, folder)
+            (building / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            _sync(building / "manifest.json")
+            os.replace(building, folder)
             _sync(root)
     return open_rows(folder, made_from)
 

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from orchestrator.method import Panel, Points, Sheet
+from orchestrator.pictures import Panel, Picture, Points, Sheet
 
 matplotlib.use("Agg", force=False)
 
@@ -14,7 +14,7 @@ matplotlib.use("Agg", force=False)
 OURS, PUBLISHED, RIGHT, WRONG, MUTED = "#0072B2", "#D55E00", "#009E73", "#CC3311", "#999999"
 
 
-def draw(picture: Panel | Sheet | Points) -> Figure:
+def draw(picture: Picture) -> Figure:
     """The figure of a method's picture."""
     if isinstance(picture, Panel):
         return draw_panel(picture)

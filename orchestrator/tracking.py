@@ -7,6 +7,7 @@ interface keeps per-process state that does not survive workers.
 """
 
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -18,25 +19,40 @@ import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-
-# MLflow reads these when it is imported.
-for _name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-    os.environ.setdefault(_name, "true")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from mlflow.tracking import MlflowClient
 
 from orchestrator import cache, checkpoint
 from orchestrator.needs import Place
 
 RECORD = "record.json"
+
+
+@functools.cache
+def _mlflow() -> SimpleNamespace:
+    """What is used of MLflow, imported when it is first used: 2 s, and it reads its environment then."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow import entities
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from mlflow.tracking import MlflowClient
+
+    return SimpleNamespace(
+        CodeDatasetSource=CodeDatasetSource,
+        MetaDataset=MetaDataset,
+        MlflowException=MlflowException,
+        LocalArtifactRepository=LocalArtifactRepository,
+        MlflowClient=MlflowClient,
+        DatasetInput=entities.DatasetInput,
+        InputTag=entities.InputTag,
+        Metric=entities.Metric,
+        Param=entities.Param,
+        RunTag=entities.RunTag,
+    )
 
 
 @dataclass(frozen=True)
@@ -94,19 +110,21 @@ def _check_server(uri: str) -> None:
     try:
         socket.create_connection((address.hostname or "", port), timeout=10).close()
     except OSError as error:
-        raise ValueError(f"MLFLOW_TRACKING_URI={uri} does not answer: {error}; start the server, or unset it") from error
+        raise ValueError(
+            f"MLFLOW_TRACKING_URI={uri} does not answer: {error}; start the server, or unset it"
+        ) from error
 
 
-def client(uri: str) -> MlflowClient:
+def client(uri: str) -> Any:
     """A client whose SQLite database exists: first use by several processes at once would destroy it."""
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///"))
         database.parent.mkdir(parents=True, exist_ok=True)
         with cache.locked(database.parent, database.name):
-            found = MlflowClient(uri)
+            found = _mlflow().MlflowClient(uri)
             found.search_experiments(max_results=1)
             return found
-    return MlflowClient(uri)
+    return _mlflow().MlflowClient(uri)
 
 
 def experiment(uri: str, name: str, storage: str, note: str) -> str:
@@ -119,7 +137,7 @@ def experiment(uri: str, name: str, storage: str, note: str) -> str:
         )
         try:
             experiment_id = mlflow_client.create_experiment(name, artifact_location=location)
-        except MlflowException:  # another sweep created it a moment ago
+        except _mlflow().MlflowException:  # another sweep created it a moment ago
             experiment_id = mlflow_client.get_experiment_by_name(name).experiment_id
         mlflow_client.set_experiment_tag(experiment_id, "mlflow.note.content", note)
         mlflow_client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
@@ -138,7 +156,7 @@ def run(uri: str, experiment_id: str, key: str, name: str, tags: Mapping[str, st
         return found[0].info.run_id
     all_tags = {**tags, "orch.key": key, "orch.status": "running"}
     created = mlflow_client.create_run(experiment_id, run_name=name, tags=all_tags)
-    entries = [Param(k, json.dumps(v) if isinstance(v, (list, dict)) else str(v)) for k, v in params.items()]
+    entries = [_mlflow().Param(k, json.dumps(v) if isinstance(v, (list, dict)) else str(v)) for k, v in params.items()]
     for start in range(0, len(entries), 100):  # MLflow takes no more at once
         mlflow_client.log_batch(created.info.run_id, params=entries[start : start + 100])
     return created.info.run_id
@@ -193,7 +211,7 @@ class EpochLog:
         if epoch in self.written:
             return
         now = int(time.time() * 1000)
-        entries = [Metric(name, float(value), now, epoch) for name, value in metrics.items()]
+        entries = [_mlflow().Metric(name, float(value), now, epoch) for name, value in metrics.items()]
         self.client.log_batch(self.run_id, metrics=entries)
         self.written.add(epoch)
 
@@ -205,8 +223,8 @@ def log_values(
     now = int(time.time() * 1000)
     client(uri).log_batch(
         run_id,
-        metrics=[Metric(k, float(v), now, 0) for k, v in (metrics or {}).items()],
-        tags=[RunTag(k, str(v)) for k, v in (tags or {}).items()],
+        metrics=[_mlflow().Metric(k, float(v), now, 0) for k, v in (metrics or {}).items()],
+        tags=[_mlflow().RunTag(k, str(v)) for k, v in (tags or {}).items()],
     )
 
 
@@ -300,7 +318,7 @@ def artifact(uri: str, run_id: str, name: str) -> Path | None:
         if moved is not None:
             return Path(moved.download_artifacts(name))
         return Path(client(uri).download_artifacts(run_id, name))
-    except (MlflowException, OSError):
+    except (_mlflow().MlflowException, OSError):
         return None
 
 
@@ -310,7 +328,7 @@ def _own_storage(uri: str) -> str:
     return str(database.parent) if uri.startswith("sqlite:///") and database.name == "mlflow.db" else ""
 
 
-def _moved_artifacts(uri: str, run_id: str) -> LocalArtifactRepository | None:
+def _moved_artifacts(uri: str, run_id: str) -> Any:
     """Artifacts of a run whose storage folder was moved: MLflow's database holds where they once were.
 
     None where they are where the database says, or not in a storage folder at all.
@@ -323,9 +341,9 @@ def _moved_artifacts(uri: str, run_id: str) -> LocalArtifactRepository | None:
         return None
     *_, experiment_folder, run_folder, last = recorded.split("/")
     here = Path(storage, "artifacts", experiment_folder, run_folder, last)
-    return LocalArtifactRepository(str(here)) if here.is_dir() else None
+    return _mlflow().LocalArtifactRepository(str(here)) if here.is_dir() else None
 
 
-def _dataset(name: str, digest: str, context: str, where: str) -> DatasetInput:
-    dataset = MetaDataset(CodeDatasetSource({"location": where or "embedded"}), name=name, digest=digest[:32])
-    return DatasetInput(dataset._to_mlflow_entity(), tags=[InputTag("mlflow.data.context", context)])
+def _dataset(name: str, digest: str, context: str, where: str) -> Any:
+    dataset = _mlflow().MetaDataset(_mlflow().CodeDatasetSource({"location": where or "embedded"}), name=name, digest=digest[:32])
+    return _mlflow().DatasetInput(dataset._to_mlflow_entity(), tags=[_mlflow().InputTag("mlflow.data.context", context)])

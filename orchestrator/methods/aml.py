@@ -22,9 +22,9 @@ from typing import Literal
 from torch import Tensor
 
 from losses.aml import contrastive, mine, regression, triplet
-from orchestrator.recipe import Count, Weight
 from orchestrator.families import asymmetric
 from orchestrator.families.asymmetric import SMALL, AsymmetricRecipe, Distillation, Pairs
+from orchestrator.recipe import Count, Weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from typing import Literal
 from torch import Tensor
 
 from losses.cckd import kernel_congruence, neighbour_product
-from orchestrator.recipe import Count, Positive, Weight
 from orchestrator.families import asymmetric
 from orchestrator.families.asymmetric import SMALL, AsymmetricRecipe, Distillation, Pairs
+from orchestrator.recipe import Count, Positive, Weight
 
 
 @dataclass(frozen=True, kw_only=True)

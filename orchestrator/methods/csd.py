@@ -17,9 +17,9 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from losses.csd import contextual_divergence
-from orchestrator.recipe import Positive, Range, Weight
 from orchestrator.families import asymmetric
 from orchestrator.families.asymmetric import SMALL, AsymmetricRecipe, Pairs
+from orchestrator.recipe import Positive, Range, Weight
 
 
 @dataclass(frozen=True, kw_only=True)

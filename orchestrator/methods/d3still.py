@@ -24,9 +24,9 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from losses.d3still import differential_term, feature_term, pairwise_term, relation_terms
-from orchestrator.recipe import Positive, Range, Weight
 from orchestrator.families import asymmetric
 from orchestrator.families.asymmetric import AsymmetricRecipe, Distillation, Pairs
+from orchestrator.recipe import Positive, Range, Weight
 
 
 @dataclass(frozen=True, kw_only=True)

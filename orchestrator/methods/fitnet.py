@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from losses.fitnet import feature_mse
-from orchestrator.recipe import Weight
 from orchestrator.families import asymmetric
 from orchestrator.families.asymmetric import SMALL, AsymmetricRecipe, Distillation, Pairs
+from orchestrator.recipe import Weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from losses.raml import absolute_term, cross_term, student_term
-from orchestrator.recipe import Weight
 from orchestrator.families import asymmetric
 from orchestrator.families.asymmetric import SMALL, AsymmetricRecipe, Distillation, Pairs
+from orchestrator.recipe import Weight
 
 
 @dataclass(frozen=True, kw_only=True)

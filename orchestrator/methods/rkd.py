@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from losses.rkd import angle_term, distance_term
-from orchestrator.recipe import Weight
 from orchestrator.families import asymmetric
 from orchestrator.families.asymmetric import AsymmetricRecipe, Distillation, Pairs
+from orchestrator.recipe import Weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from losses.spkd import similarity_preserving
-from orchestrator.recipe import Weight
 from orchestrator.families import asymmetric
 from orchestrator.families.asymmetric import AsymmetricRecipe, Distillation, Pairs
+from orchestrator.recipe import Weight
 
 
 @dataclass(frozen=True, kw_only=True)

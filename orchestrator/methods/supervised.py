@@ -11,7 +11,7 @@ Seconds on the demo; about a GPU-day for ResNet101 on SOP.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from models.embedder import Embedder
 from orchestrator import published
@@ -73,8 +73,7 @@ class SupervisedMethod(Method):
     def make(self, need: Need, after: Mapping[str, Ready], where: Where, progress: Report) -> Ready:
         if need.kind == "references":
             found = data.open_data(Prepared(where.place, after))
-            query_QD = search.random_rows((len(found.query), 128), where.device)
-            gallery_GD = query_QD if found.leave_one_out else search.random_rows((len(found.gallery), 128), where.device)
+            query_QD, gallery_GD = search.chance_sides(found, where.device)
             return search.references(need, found, query_QD, gallery_GD, None, {})
         return data.make(need, after, where, progress)
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from losses.similarity import at_least_float32, full_precision
 from losses.ugd import feature_distance, local_distance
 from models.embedder import Embedder
-from orchestrator.recipe import Positive, Range, Weight
 from orchestrator.families import asymmetric
 from orchestrator.families.asymmetric import SMALL, AsymmetricRecipe, Distillation, Pairs
+from orchestrator.recipe import Positive, Range, Weight
 
 # Shape legend: B = images, C = channels, P = positions of a grid, D = embedding width.
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from losses.logit_kd import logit_kd
-from orchestrator.recipe import Positive, Weight
 from orchestrator.families import asymmetric
 from orchestrator.families.asymmetric import AsymmetricRecipe, Distillation, Pairs
+from orchestrator.recipe import Positive, Weight
 
 
 @dataclass(frozen=True, kw_only=True)

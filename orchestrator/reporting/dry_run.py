@@ -56,7 +56,8 @@ def _varied(space: SearchSpace, total: int, epochs: int) -> list[str]:
         return [f"  varies           rows: {rows}; seeds {', '.join(map(str, space.seeds))}; {total} trials"]
     text = ", ".join(f"{name} {_range(bounds)}" for name, bounds in space.tune.items())
     given = " ".join(f"({label(point)})" for point in space.table())
-    return [f"  varies           {text}" + (f"; first {given}" if given else "") + f"; {total} trials × {epochs} epochs"]
+    first = f"; first {given}" if given else ""
+    return [f"  varies           {text}{first}; {total} trials × {epochs} epochs"]
 
 
 def _range(bounds: Any) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from orchestrator.methods.asymmetric import Neighbours
 
 from losses.csd import csd
 from losses.similarity import nearest_similarities
@@ -14,7 +15,6 @@ from orchestrator.evaluation import retrieval
 from orchestrator.fit import fit, training_state
 from orchestrator.method import recipe_dict
 from orchestrator.methods import asymmetric, ugd
-from orchestrator.methods.asymmetric import Neighbours
 
 CPU = torch.device("cpu")
 FAMILY = [m for m in find.methods() if m not in ("supervised", "sureid")]

@@ -78,7 +78,7 @@ class AsymmetricMethod(Method):
 
     def _teacher_needs(self, recipe: AsymmetricRecipe, train: Need) -> dict[str, Need]:
         config = _teacher_config(recipe)
-        teacher = teacher_need(recipe.teacher, "supervised", *_teacher_training(recipe), identity(config), train)
+        teacher = teacher_need(recipe.teacher, "supervised", *_teacher_training(recipe), config, train)
         found = {"teacher": teacher}
         if self.distillation.teacher_classifier:
             made_from = {"width": recipe.embedding_dim}
@@ -398,7 +398,7 @@ def _columns(outputs: dict[str, Tensor], **more: np.ndarray) -> dict[str, Tensor
 
 
 def _named(role: str, needs: Mapping[str, Need]) -> dict[str, Need]:
-    return {role: need for need in needs.values()}
+    return dict.fromkeys([role], *needs.values()) if needs else {}
 
 
 def _teacher_config(recipe: AsymmetricRecipe) -> EmbedderConfig:

@@ -72,8 +72,7 @@ def check(method: Distillation, recipe: AsymmetricRecipe, workers: int = 1) -> N
             "nothing to train on: every loss weight is 0, or only the triplet, which never reaches the neck"
         )
     teacher = recipe.teacher.network
-    check_buildable(retrieval.embedder_config(teacher, recipe.embedding_dim), teacher.pretrained)
-    retrieval.check_start(teacher, "teacher.network")
+    check_buildable(retrieval.embedder_config(teacher, recipe.embedding_dim), teacher.pretrained, teacher.weights)
     retrieval.check(recipe, workers if recipe.mode == "repo" else 1)
     if recipe.batch_size % workers:
         raise ValueError(f"a batch of {recipe.batch_size} images cannot be shared evenly by {workers} workers")

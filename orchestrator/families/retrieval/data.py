@@ -109,7 +109,8 @@ def open_images(place: Place, ready: Ready) -> ImageSet:
 def open_data(prepared: Prepared) -> RetrievalData:
     """The whole benchmark from its tables."""
     rule = prepared["query"].told["index"]
-    sets = {side: open_images(prepared.place, prepared[side]) for side in ("train", "query", "gallery") if side in prepared}
+    sides = [side for side in ("train", "query", "gallery") if side in prepared]
+    sets = {side: open_images(prepared.place, prepared[side]) for side in sides}
     if rule["leave_one_out"]:
         sets["gallery"] = sets["query"]
     sets.setdefault("train", sets["query"])  # scoring looks at no training image

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -13,7 +12,7 @@ from models.embedder import Embedder, EmbedderConfig, check_buildable
 from orchestrator import find
 from orchestrator.evaluation.retrieval import PrecisionRule
 from orchestrator.method import Metric, Progress
-from orchestrator.recipe import Count, Network, Positive, Probability, Range, Recipe, Teacher, Train, Weight, Whole
+from orchestrator.recipe import Count, Network, Probability, Range, Recipe, Teacher, Train, Weight, Whole
 
 METRICS = (
     Metric("val/map", "mAP"),
@@ -108,8 +107,8 @@ def check_labelled(labelled: int, what: str, workers: int) -> None:
 
 def check(recipe: EmbedderRecipe, workers: int = 1) -> None:
     """Raises ValueError for values that are allowed alone but not together."""
-    check_buildable(embedder_config(recipe.student, recipe.embedding_dim), recipe.student.pretrained)
-    check_start(recipe.student, "student")
+    student = recipe.student
+    check_buildable(embedder_config(student, recipe.embedding_dim), student.pretrained, student.weights)
     check_labelled(recipe.labelled.images, "identities_per_batch × images_per_identity", workers)
     train = recipe.train
     if train.constant_epochs < train.warmup_epochs:
@@ -117,12 +116,6 @@ def check(recipe: EmbedderRecipe, workers: int = 1) -> None:
             f"constant_epochs ({train.constant_epochs}) must not end before warmup_epochs ({train.warmup_epochs})"
         )
     find.dataset(recipe.data.name)
-
-
-def check_start(network: Network, whose: str) -> None:
-    """Raises ValueError where a network is to start from a file that is not there."""
-    if network.weights and not Path(network.weights).is_file():
-        raise ValueError(f"{whose}.weights: there is no file {network.weights}")
 
 
 def learning_rate(train: EmbedderTrain, progress: Progress) -> float:

@@ -97,6 +97,13 @@ def random_rows(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
+def chance_sides(data: RetrievalData, device: torch.device, width: int = 128) -> tuple[Tensor, Tensor]:
+    """Random embeddings of both sides, of one generator."""
+    generator = torch.Generator().manual_seed(0)
+    query_QD, gallery_GD = (torch.randn(len(s), width, generator=generator) for s in (data.query, data.gallery))
+    return query_QD.to(device), (query_QD if data.leave_one_out else gallery_GD).to(device)
+
+
 def panel(
     data: RetrievalData, found: Found, query: Source, gallery: Source, queries: int = 6, results: int = 10
 ) -> Panel:

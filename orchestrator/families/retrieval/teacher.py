@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from models.network import configured, identity, kind_of, network_class
 from orchestrator import cache, checkpoint
 from orchestrator.families.retrieval.recipe import NOT_IN_THE_WEIGHTS
 from orchestrator.needs import Need, Place, Ready
@@ -12,7 +13,7 @@ from orchestrator.recipe import Teacher, flat
 
 
 def teacher_need(
-    teacher: Teacher, method: str, benchmark: str, training: Any, config: Mapping[str, Any], train: Need,
+    teacher: Teacher, method: str, benchmark: str, training: Any, config: Any, train: Need,
     more: Mapping[str, Need] | None = None,
 ) -> Need:  # fmt: skip
     """The need for a frozen network.
@@ -22,25 +23,26 @@ def teacher_need(
         method: by which it is trained.
         benchmark: of that method, under which the training is recorded.
         training: recipe of the training.
-        config: of the network, as plain values; weights of another network are refused.
+        config: of the network; weights of another network are refused.
         train: index of its training images.
         more: what else decides it, such as a set of occluders.
 
     Raises:
         ValueError: there is no such file.
     """
+    network = {"kind": kind_of(config), "config": identity(config)}
     if teacher.weights:
         try:
             stat = os.stat(teacher.weights)
         except OSError as error:
             raise ValueError(f"teacher.weights: there is no file {teacher.weights}") from error
-        made_from = {"file": teacher.weights, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "config": config}
+        made_from = {"file": teacher.weights, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, **network}
         return Need("teacher file", made_from, {"train": train}, title=f"teacher {Path(teacher.weights).name}")
     values = flat(training)
     decides = {path: value for path, value in values.items() if not path.startswith(NOT_IN_THE_WEIGHTS)}
     title = f"teacher {training.student.name} at {'×'.join(map(str, training.student.size))}"
     return Need(
-        "teacher", {"method": method, "recipe": decides, "config": config}, {"train": train, **(more or {})},
+        "teacher", {"method": method, "recipe": decides}, {"train": train, **(more or {})},
         title=title, trial=(method, benchmark, values),
     )  # fmt: skip
 
@@ -52,6 +54,7 @@ def ready_file(need: Need, place: Place) -> Ready:
         FileNotFoundError, ValueError: no such file, or it holds another network.
     """
     path = need.made_from["file"]
-    found, facts = checkpoint.load_model(path, need.made_from["config"])
+    cls = network_class(need.made_from["kind"])
+    found, facts = checkpoint.load_model(path, configured(cls, need.made_from["config"]))
     told = {"classes_of_teacher": facts.get("classes_fingerprint", "")}
     return Ready(need.key, need.kind, path, cache.weights_hash(found), told)

@@ -96,7 +96,7 @@ class TokenPruning(Method):
         self, recipe: PruningRecipe, sides: Mapping[str, Need], pixels: Mapping[str, Need], cameras: int
     ) -> dict[str, Need]:
         benchmark, training = teacher_training(recipe)
-        config, train = identity(teacher_config(recipe, cameras)), sides["train"]
+        config, train = teacher_config(recipe, cameras), sides["train"]
         more = {}
         if training.noda and training.views.occluders == "folder":
             more["occluders"] = _occluder_need(training, train)
@@ -105,7 +105,7 @@ class TokenPruning(Method):
         made_from = {"required": recipe.logit_weight > 0}
         found["classifier"] = Need("classifier", made_from, {"teacher": teacher, "train": train})
         transform = {
-            "network": config, "augmentation": "none", "resize": "bicubic", "output": "class token",
+            "network": identity(config), "augmentation": "none", "resize": "bicubic", "output": "class token",
         }  # fmt: skip
         taught = [*(["train"] if recipe.teacher_view == "clean" else []), "query", "gallery"]
         for side in taught:
@@ -348,11 +348,7 @@ def _check_classifier(need: Need, after: Mapping[str, Ready], place: Place) -> R
 def _references(need: Need, after: Mapping[str, Ready], where: Where) -> Ready:
     place, device = where.place, where.device
     found = data.open_data(Prepared(place, {role: after[role] for role in ("query", "gallery")}))
-    generator = torch.Generator().manual_seed(0)
-    query_QD, gallery_GD = (torch.randn(len(s), 128, generator=generator) for s in (found.query, found.gallery))
-    if found.leave_one_out:
-        gallery_GD = query_QD
-    ready = search.references(need, found, query_QD.to(device), gallery_GD.to(device), None, {})
+    ready = search.references(need, found, *search.chance_sides(found, device), None, {})
     if "teacher" not in after:
         return ready
     sides = [search.whole(cache.open_rows(place.folder(after[f"{s} embeddings"].path)), device) for s in SIDES[1:]]
