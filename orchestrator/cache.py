@@ -28,7 +28,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from orchestrator.datasets.images import Chosen, Frames, ImageSet, decode, fetch
+from orchestrator.datasets.images import Chosen, Frames, ImageSet, decode_and_tell, fetch
 from orchestrator.evaluation import retrieval
 from orchestrator.needs import Report, digest, silent, streamed_digest
 
@@ -244,7 +244,7 @@ def index(images: ImageSet, root: str | Path, progress: Report = silent) -> Rows
 
     def rows() -> Iterator[Block]:
         checksum = getattr(images.reader, "checksum", None)
-        look = partial(_hash_and_decode, images) if checksum is None else lambda key: (checksum(key), True)
+        look = partial(_hash_and_decode, images) if checksum is None else lambda key: (checksum(key), _PLAIN)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for part in _ranges(len(images), _INDEX_BLOCK):
                 keys = [images.keys[i] for i in part]
@@ -287,9 +287,10 @@ def checked(images: ImageSet, table: Rows, skip_unreadable: bool = False) -> Ima
     hashes = (
         table(readable[part.start : part.stop], "sha256").tobytes().hex() for part in _ranges(len(readable), 65_536)
     )
-    return open_index(
-        table.folder, images.name, images.reader, images.camera is not None, _content_digest(found, hashes)
-    )
+    fingerprint = _content_digest(found, hashes)
+    if (table.all("readable") == _MENDED).any():  # other pixels than 0.3 made of the same bytes
+        fingerprint = digest([fingerprint, "upright, 8 bits"])
+    return open_index(table.folder, images.name, images.reader, images.camera is not None, fingerprint)
 
 
 def open_index(folder: str | Path, name: str, reader: Any, cameras: bool, fingerprint: str = "") -> ImageSet:
@@ -473,16 +474,20 @@ def weights_hash(module: torch.nn.Module) -> str:
     return sha.hexdigest()
 
 
-def _hash_and_decode(images: ImageSet, key: str) -> tuple[bytes, bool]:
+_UNREADABLE, _PLAIN, _MENDED = 0, 1, 2  # what the column "readable" holds
+
+
+def _hash_and_decode(images: ImageSet, key: str) -> tuple[bytes, int]:
     try:
         data = images.reader.read(key)
     except Exception:  # zip and system errors alike
-        return bytes(32), False
+        return bytes(32), _UNREADABLE
+    sha = hashlib.sha256(data).digest()
     try:
-        decode(data)
+        _, mended = decode_and_tell(data)
     except Exception:  # a damaged file may make the decoder raise anything; it is counted and named
-        return hashlib.sha256(data).digest(), False
-    return hashlib.sha256(data).digest(), True
+        return sha, _UNREADABLE
+    return sha, _MENDED if mended else _PLAIN
 
 
 def _write(folder: Path, made_from: Mapping[str, Any], blocks: Iterator[Block]) -> None:

@@ -345,5 +345,8 @@ def _moved_artifacts(uri: str, run_id: str) -> Any:
 
 
 def _dataset(name: str, digest: str, context: str, where: str) -> Any:
-    dataset = _mlflow().MetaDataset(_mlflow().CodeDatasetSource({"location": where or "embedded"}), name=name, digest=digest[:32])
-    return _mlflow().DatasetInput(dataset._to_mlflow_entity(), tags=[_mlflow().InputTag("mlflow.data.context", context)])
+    mlflow = _mlflow()
+    source = mlflow.CodeDatasetSource({"location": where or "embedded"})
+    dataset = mlflow.MetaDataset(source, name=name, digest=digest[:32])
+    # MLflow makes the entity itself only for the run of its fluent interface.
+    return mlflow.DatasetInput(dataset._to_mlflow_entity(), tags=[mlflow.InputTag("mlflow.data.context", context)])

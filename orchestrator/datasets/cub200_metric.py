@@ -1,6 +1,9 @@
 """CUB-200-2011, the split of metric learning: trained on birds 1 to 100, searched among birds 101 to 200.
 
-Files as in :mod:`orchestrator.datasets.cub200` (the official layout only), whose numbers are not comparable.
+    <data-root>/images.txt, image_class_labels.txt, train_test_split.txt, images/…
+
+Files as in :mod:`orchestrator.datasets.cub200` (the official layout only), whose numbers are not
+comparable.
 """
 
 from orchestrator.datasets import layout

@@ -10,6 +10,7 @@ Every test image is a query; its own vendor's drawing of the motif, which is its
 """
 
 import csv
+import io
 import zipfile
 from pathlib import Path
 
@@ -48,12 +49,8 @@ def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
 
 
 def _rows(manifest: Path) -> list[dict[str, str]]:
-    try:
-        with open(manifest, newline="", encoding="utf-8") as handle:
-            reader = csv.DictReader(handle)
-            rows = list(reader)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"emoji: {manifest} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    reader = csv.DictReader(io.StringIO(layout.text("emoji", manifest), newline=""))
+    rows = list(reader)
     lacking = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
     if lacking:
         raise ValueError(f"emoji: {manifest} has no column {', '.join(lacking)}")

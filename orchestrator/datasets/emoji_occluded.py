@@ -1,6 +1,8 @@
 """The emoji set with something in front of every query: small real images for occluded re-identification.
 
-Files and identities as in orchestrator.datasets.emoji. A query is a drawing under one pasted occluder that covers a
+    <data-root>/manifest.csv, images.zip        as in orchestrator.datasets.emoji, with its identities and counts
+
+A query is a drawing under one pasted occluder that covers a
 third to a half of it; the gallery and the training images are whole. Which occluder, and where, depends on the file's
 name alone. The occluders are drawn by the generator of NODA's default set: other patches, whatever its seed, but of the
 same kinds.

@@ -13,13 +13,28 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, features
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transform
 
 from orchestrator.needs import digest, streamed_digest
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp"}
+IMAGE_SUFFIXES |= {".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".tga", ".qoi"}
+# Pillow can be built without these two.
+IMAGE_SUFFIXES |= {".avif"} if "avif" in features.get_supported() else set()
+IMAGE_SUFFIXES |= {".jp2", ".j2k", ".jpf", ".jpx"} if "jpg_2000" in features.get_supported() else set()
+
+_ORIENTATION = 0x0112  # the EXIF tag: how a picture lies in its file
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Reader(Protocol):
@@ -179,14 +194,107 @@ class RetrievalData:
         return {"train": self.train, "query": self.query} | ({} if self.leave_one_out else {"gallery": self.gallery})
 
 
+def lost_queries(data: RetrievalData) -> tuple[int, str]:
+    """How many queries have nothing to find, and why: each reason with count, first query, remedy."""
+    queries = len(data.query)
+    itself = int(data.leave_one_out or (data.camera_filter and data.query is data.gallery))
+    identity = _numbered(np.concatenate([data.query.identity, data.gallery.identity]))
+    others = _times(identity, queries) - itself
+    left = others
+    if data.camera_filter:  # the query itself is of its identity and camera, so it goes with them
+        camera = _numbered(np.concatenate([data.query.camera, data.gallery.camera]))
+        left = others + itself - _times(_numbered(identity * len(camera) + camera), queries)
+    if itself:
+        alone, remedy = "are the only image of their identity", "two or more are needed"
+    else:
+        alone, remedy = "have no image of their identity in the gallery", "both sides must name identities alike"
+    removed = "have only images of their own camera to find, which the camera rule removes"
+    reasons = (
+        (others < 1, alone, remedy),
+        ((others > 0) & (left < 1), removed, "a second camera must have seen their identity"),
+    )
+    said = [
+        f"{lost.sum():,} {why}, first {printable(data.query.keys[int(lost.argmax())])} ({advice})"
+        for lost, why, advice in reasons
+        if lost.any()
+    ]
+    return int((left < 1).sum()), " and ".join(said)
+
+
+def check_findable(data: RetrievalData) -> None:
+    """Raises ValueError with the reason if no query has an image to find: nothing can be measured."""
+    count, why = lost_queries(data)
+    if count == len(data.query):
+        raise ValueError(f"{data.query.name}: none of {count:,} queries can find anything: {why}")
+
+
+def _numbered(values: np.ndarray) -> np.ndarray:
+    """Every value as its place among the different ones, from 0."""
+    return np.unique(values, return_inverse=True)[1]
+
+
+def _times(number: np.ndarray, queries: int) -> np.ndarray:
+    """(queries,) how often each of the first numbers is among the rest, which are the gallery's."""
+    return np.bincount(number[queries:], minlength=len(number))[number[:queries]]
+
+
+def printable(path: str) -> str:
+    """A file name that is no UTF-8 with those bytes escaped, so that it can be shown and logged.
+
+    >>> printable("Stra\\udcdfe.png")
+    'Stra\\\\udcdfe.png'
+    """
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
 def decode(data: bytes) -> Image.Image:
-    """An RGB image; transparency is laid on white. Raises OSError for damaged or truncated data."""
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
+    """An RGB image, turned upright; transparency is laid on white, wide greys are scaled to 8 bits.
+
+    Of an animation or of several pages, the first. Raises OSError for damaged or truncated data.
+    """
+    return decode_and_tell(data)[0]
+
+
+def decode_and_tell(data: bytes) -> tuple[Image.Image, bool]:
+    """The decoded image, and whether it was turned or scaled, which versions before 0.4 did not do."""
+    with Image.open(io.BytesIO(data)) as stored:
+        stored.load()
+        image = eight_bit(upright(stored))
+        mended = image is not stored
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             rgba = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-        return image.convert("RGB")
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), mended
+        return image.convert("RGB"), mended
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A loaded picture as its EXIF orientation says it is to be seen."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # whatever damaged metadata makes the parser raise, the pixels are whole
+        return image
+    return image.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else image
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, 32 bits or fractions scaled to 8 bits; any other picture as it is.
+
+    Black to white is the first range that holds all values of the picture: of whole numbers 0 to 255
+    and 0 to 65,535, of fractions 0 to 1 and 0 to 255; else its own least to greatest value. What is
+    not finite is black or white.
+    """
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
+    known = (1, 255) if image.mode == "F" else (255, 65_535)
+    black, white = next(((0, top) for top in known if low >= 0 and high <= top), (low, high))
+    scaled = np.nan_to_num((values - black) / ((white - black) or 1), nan=0.0, posinf=1.0, neginf=0.0)
+    grey = Image.fromarray((scaled * 255).round().clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:  # the one value that is clear
+        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
 
 
 def frame(image: Image.Image, size: tuple[int, int], resize: str = "bilinear") -> Tensor:

@@ -4,12 +4,14 @@ Identities come from the annotation, or from the *file name* alone where the nam
 the full path, where a parent folder such as ``2024_data`` would change them.
 """
 
+import codecs
 import re
 from pathlib import Path
 
 import numpy as np
 
-from orchestrator.datasets.images import IMAGE_SUFFIXES, Folder, ImageSet, RetrievalData
+from orchestrator.datasets.images import Folder, ImageSet, RetrievalData, check_findable
+from orchestrator.datasets.listing import files_below, is_image
 
 _HELD_OUT = 0.1  # of the training identities, for evaluate_on="validation"
 
@@ -26,14 +28,14 @@ def table(name: str, path: Path, columns: int, skip: int = 0, layout: str = "") 
 
     Raises:
         FileNotFoundError: no such file, with the layout.
-        ValueError: a row without ``columns`` fields, by its line number.
+        ValueError: a row without ``columns`` fields, by its line number, or no UTF-8 text.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{name}: no {path.name} in {path.parent}" + (f"; it must hold {layout}" * bool(layout))
         )
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(text(name, path).splitlines(), 1):
         fields = line.split()
         if number <= skip or not fields:
             continue
@@ -41,6 +43,24 @@ def table(name: str, path: Path, columns: int, skip: int = 0, layout: str = "") 
             raise ValueError(f"{name}: {path} line {number} has {len(fields)} fields, expected {columns}: {line!r}")
         rows.append(fields)
     return rows
+
+
+def text(name: str, path: Path) -> str:
+    """What a list says: UTF-8, with or without the byte order mark that Windows' editors put first.
+
+    Raises:
+        ValueError: other bytes, by file and line.
+    """
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        found = content.decode()
+        problem, at = "zero bytes, as in UTF-16", content.find(b"\0")
+    except UnicodeDecodeError as error:
+        found, problem, at = "", error.reason, error.start
+    if at >= 0:
+        line = content.count(b"\n", 0, at) + 1
+        raise ValueError(f"{name}: {path} line {line} is not UTF-8 text ({problem}); save it as UTF-8")
+    return found
 
 
 def number(name: str, text: str, prefix: str = "") -> int:
@@ -55,11 +75,11 @@ def files(name: str, root: Path, folder: str, grammar: str, layout: str = "") ->
     """Images directly in a folder, in order of name, and the numbers that the grammar finds in each file name.
 
     Raises:
-        FileNotFoundError: no such folder, or no image in it.
+        FileNotFoundError: no such folder, no image in it, or a link that leads nowhere.
         ValueError: a file name that does not follow the grammar.
     """
     directory = root / folder
-    names = sorted(p.name for p in directory.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    names = [n for n in files_below(name, directory, depth=1) if is_image(n)]
     if not names:
         raise FileNotFoundError(f"{name}: no images in {directory}" + (f"; {root} must hold {layout}" * bool(layout)))
     return [f"{folder}/{n}" for n in names], parse_names(name, names, grammar)
@@ -143,11 +163,17 @@ def check_cameras(query: ImageSet, gallery: ImageSet, cameras: int) -> None:
 def search_across_cameras(
     train: ImageSet, query: ImageSet, gallery: ImageSet, cameras: int, evaluate_on: str, notice: str = ""
 ) -> RetrievalData:
-    """The protocol of data sets with cameras: what shares the query's person and camera is removed."""
+    """The protocol of data sets with cameras: what shares the query's person and camera is removed.
+
+    Raises:
+        ValueError: cameras out of range, identities that the gallery lacks, nothing to be found.
+    """
     check_cameras(query, gallery, cameras)
     if evaluate_on == "validation":
         return held_out(train)
-    return RetrievalData(train=train, query=query, gallery=gallery, camera_filter=True, notice=notice)
+    data = RetrievalData(train=train, query=query, gallery=gallery, camera_filter=True, notice=notice)
+    check_findable(data)
+    return data
 
 
 def check_part(name: str, evaluate_on: str) -> None:

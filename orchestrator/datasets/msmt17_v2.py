@@ -1,6 +1,9 @@
-"""MSMT17 V2: the release with blurred faces. As :mod:`orchestrator.datasets.msmt17`, in other folders:
+"""MSMT17 V2: the release with blurred faces.
 
-<data-root>/mask_train_v2/<pid>/….jpg, mask_test_v2/<pid>/….jpg
+    <data-root>/list_train.txt, list_val.txt, list_query.txt, list_gallery.txt
+    <data-root>/mask_train_v2/<pid>/….jpg, mask_test_v2/<pid>/….jpg
+
+Everything else is as in :mod:`orchestrator.datasets.msmt17`.
 """
 
 from orchestrator.datasets import msmt17

@@ -15,6 +15,7 @@ import numpy as np
 
 from orchestrator.datasets import dukemtmc, layout
 from orchestrator.datasets.images import ImageSet, RetrievalData
+from orchestrator.datasets.listing import files_below
 
 _COUNTS = {"train": (15_618, 702), "query": (2_210, 519), "gallery": (17_661, 1_110)}
 _LISTS = {part: f"{part}.list" for part in _COUNTS}
@@ -39,6 +40,6 @@ def _listed(root: Path, part: str) -> ImageSet:
     images = layout.inside(root, dukemtmc.FOLDER)
     # A query of the new division may lie in any folder of the old one.
     folders = [layout.PEOPLE[part], *(f for f in layout.PEOPLE.values() if f != layout.PEOPLE[part])]
-    where = {file.name: folder for folder in reversed(folders) for file in (images / folder).glob("*.jpg")}
+    where = {file: folder for folder in reversed(folders) for file in files_below(name, images / folder, depth=1)}
     keys = [f"{where.get(n, folders[0])}/{n}" for n in names]
     return layout.image_set(name, images, keys, np.asarray(identity), np.asarray(camera))

@@ -11,7 +11,8 @@ gallery another. A popular reader takes the image's number for the camera and so
 import numpy as np
 
 from orchestrator.datasets import layout, market1501
-from orchestrator.datasets.images import IMAGE_SUFFIXES, ImageSet, RetrievalData
+from orchestrator.datasets.images import ImageSet, RetrievalData
+from orchestrator.datasets.listing import files_below, is_image
 
 _COUNT = (1_000, 200)
 _FOLDERS = {"query": ("occluded_body_images", "query"), "gallery": ("whole_body_images", "gallery")}
@@ -33,8 +34,8 @@ def _part(data_root: str, part: str) -> ImageSet:
     folder = layout.inside(root, *_FOLDERS[part])
     if folder == root:
         raise FileNotFoundError(f"{name}: no {' or '.join(_FOLDERS[part])} in {root}")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    identity, _ = layout.parse_names(name, [p.name for p in files], r"(\d{3})_(\d{2})\.").T if files else ([], [])
-    keys = [p.relative_to(root).as_posix() for p in files]
+    keys = [f"{folder.name}/{file}" for file in files_below(name, folder) if is_image(file)]
+    names = [key.rsplit("/", 1)[-1] for key in keys]
+    identity, _ = layout.parse_names(name, names, r"(\d{3})_(\d{2})\.").T if keys else ([], [])
     camera = np.full(len(keys), 0 if part == "query" else 1)
     return layout.image_set(name, root, keys, identity, camera)

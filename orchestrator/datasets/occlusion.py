@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from orchestrator.datasets.images import IMAGE_SUFFIXES, Frames, ImageSet
+from orchestrator.datasets.images import Frames, ImageSet, eight_bit, upright
+from orchestrator.datasets.listing import files_below, is_image
 from orchestrator.needs import digest
 
 OCCLUDER_DRAWS = 11  # which; brightness, contrast, saturation; mirror; crop height, width, y, x; size; side
@@ -149,9 +150,10 @@ def from_folder(folder: str | Path, alpha: bool = False, longest: int = 512) -> 
     for file in pictures_in(folder):
         try:
             with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image)
-                upright.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-                pixels = np.array(upright.convert("RGBA"))
+                image.load()  # whole: a picture that is still to be decoded would be shrunk by its decoder first
+                picture = eight_bit(upright(image))
+                picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+                pixels = np.array(picture.convert("RGBA"))
         except Exception as error:  # whatever a damaged file makes the decoder raise, the file's name matters
             raise ValueError(f"occluder {file} cannot be read: {error}") from error
         if not alpha:
@@ -161,13 +163,18 @@ def from_folder(folder: str | Path, alpha: bool = False, longest: int = 512) -> 
 
 
 def pictures_in(folder: str | Path) -> list[Path]:
-    """All image files below a folder, in order of path; raises FileNotFoundError or ValueError when there are none."""
+    """All image files below a folder, in order of path.
+
+    Raises:
+        FileNotFoundError: no such folder, or a link in it that leads nowhere.
+        ValueError: no image in it.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(
             f"no folder of occluders at {root}; set occluder_folder to one with RGB or RGBA pictures"
         )
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = [root / file for file in files_below("occluders", root) if is_image(file)]
     if not files:
         raise ValueError(f"the folder of occluders {root} holds no image; put RGB or RGBA pictures there")
     return files

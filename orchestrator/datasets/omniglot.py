@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.datasets.images import ImageSet, RetrievalData, Zip
+from orchestrator.datasets.listing import is_hidden
 
 _COUNTS = {"background": (19_280, 964), "evaluation": (13_180, 659)}
 _VALIDATION_ALPHABETS = 5
@@ -47,7 +48,7 @@ def _read(data_root: str, part: str) -> ImageSet:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            keys = sorted(n for n in archive.namelist() if n.endswith(".png") and not n.startswith("__MACOSX"))
+            keys = sorted(n for n in archive.namelist() if n.endswith(".png") and not is_hidden(n))
     except zipfile.BadZipFile as error:
         raise ValueError(f"omniglot: {path} is no complete zip file ({error}); download it again") from error
     classes = ["/".join(key.split("/")[1:3]) for key in keys]
