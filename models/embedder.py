@@ -7,55 +7,64 @@ The embedding is the raw output of the last batch norm, not L2-normalised: losse
 
 # Shape legend: B = batch, C = channels, D = embedding width, H and W = pixels, N = tokens.
 
-import difflib
-from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-Config = TypeVar("Config")  # a model's configuration with a field num_classes
+from models.backbone import build_backbone, check_backbone, check_start, is_own, statistics
+from models.network import PIXELS, SINCE_0_4, TRAINING_ONLY, EmbeddingNetwork, Pixels, at_least_float32
+
+__all__ = ["NETWORK", "Embedder", "EmbedderConfig", "check_backbone", "check_buildable", "statistics"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedderConfig:
     """Everything needed to build an :class:`Embedder` again; stored beside its weights as JSON."""
 
-    backbone: str  # any timm name, such as "resnet18.tv_in1k"
+    backbone: str  # any timm name, such as "resnet18.tv_in1k", or "package.module:function" (models/backbone.py)
     embedding_dim: int = 512
     image_size: tuple[int, int] = (224, 224)  # height and width in pixels; some backbones are built for one size
     width: float = 1.0  # scales the channels of every stage; ResNets only
-    num_classes: int = 0  # > 0 adds the training classifier, which is not part of the retrieval model
+    # > 0 adds the training classifier, which is not part of the retrieval model.
+    num_classes: int = field(default=0, metadata=TRAINING_ONLY)
+    # Of the input, red, green, blue in [0, 1]; models.backbone.statistics knows them by name.
+    mean: tuple[float, float, float] = field(default=PIXELS["imagenet"][0], metadata=SINCE_0_4)
+    std: tuple[float, float, float] = field(default=PIXELS["imagenet"][1], metadata=SINCE_0_4)
 
     def __post_init__(self):
         if self.embedding_dim < 1 or self.width <= 0 or min(self.image_size) < 1 or self.num_classes < 0:
             raise ValueError(f"embedding_dim, width and image_size must be positive, got {asdict(self)}")
-        object.__setattr__(self, "image_size", tuple(self.image_size))
+        for name in ("image_size", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean and std must be three numbers, std above 0, got {self.mean} and {self.std}")
 
 
-class Embedder(nn.Module):
-    """A timm backbone with the neck of D3still.
+class Embedder(EmbeddingNetwork):
+    """A backbone with the neck of D3still.
 
-    ``forward`` maps normalised images (B, 3, H, W) to raw embeddings (B, D). :meth:`parts` also returns the
+    ``forward`` maps normalised images (B, 3, H, W) to raw embeddings (B, D). :meth:`with_pooled` also returns the
     pooled feature that the triplet loss compares.
+
+    Args:
+        config: what is built.
+        pretrained: the backbone starts from the weights that belong to its name.
+        weights: the backbone starts from this local file instead (:func:`models.weights.start`).
+
+    Raises:
+        ValueError: the backbone cannot be built as asked, or takes no images of this size.
     """
 
-    pixels = "imagenet"  # mean and deviation of the input
-    resize = "bilinear"  # to image_size, with anti-aliasing
-    architecture = (
-        "timm backbone without head; its features averaged over positions",
-        "ResNets: last stage stride 1 (not dilated), stem pool 2x2 stride 2 without padding, channels x width",
-        "MobileNetV3-small: stage 4 stride 1, no conv_head",
-        "neck: BatchNorm1d, ReLU, Linear without bias, BatchNorm1d (tensors neck.0 to neck.3)",
-    )
+    kind = "embedder"
+    Config = EmbedderConfig
 
-    def __init__(self, config: EmbedderConfig, pretrained: bool = False):
+    def __init__(self, config: EmbedderConfig, pretrained: bool = False, weights: str = ""):
         super().__init__()
         self.config = config
-        self.backbone = _backbone(config, pretrained)
+        self.backbone = build_backbone(config.backbone, config.image_size, config.width, pretrained, weights)
         channels = self._pooled_channels()
         self.neck = nn.Sequential(
             nn.BatchNorm1d(channels),
@@ -69,10 +78,27 @@ class Embedder(nn.Module):
             self.classifier = nn.Linear(config.embedding_dim, config.num_classes, bias=False)
             nn.init.normal_(self.classifier.weight, std=0.001)
 
+    @property
+    def pixels(self) -> Pixels:
+        """Mean and deviation of the input."""
+        return self.config.mean, self.config.std
+
+    @property
+    def architecture(self) -> tuple[str, ...]:
+        neck = "neck: BatchNorm1d, ReLU, Linear without bias, BatchNorm1d (tensors neck.0 to neck.3)"
+        if is_own(self.config.backbone):
+            return f"{self.config.backbone}, a function of the user's own; a map is averaged over positions", neck
+        return (
+            "timm backbone without head; its features averaged over positions",
+            "ResNets: last stage stride 1 (not dilated), stem pool 2x2 stride 2 without padding, channels x width",
+            "MobileNetV3-small: stage 4 stride 1, no conv_head",
+            neck,
+        )
+
     def forward(self, images_BCHW: Tensor) -> Tensor:
         return self._embed(self.pool(images_BCHW))
 
-    def parts(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def with_pooled(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(pooled feature before the neck (B, C), embedding (B, D)); ``classifier`` maps the latter to logits."""
         pooled_BC = self.pool(images_BCHW)
         return pooled_BC, self._embed(pooled_BC)
@@ -80,13 +106,19 @@ class Embedder(nn.Module):
     def _embed(self, pooled_BC: Tensor) -> Tensor:
         # In float32 also under autocast: an embedding rounded to bfloat16 has other neighbours.
         with torch.autocast(pooled_BC.device.type, enabled=False):
-            return self.neck(pooled_BC if pooled_BC.dtype == torch.float64 else pooled_BC.float())
+            return self.neck(at_least_float32(pooled_BC))
 
     def pool(self, images_BCHW: Tensor) -> Tensor:
-        return self._pooled(self.backbone.forward_features(images_BCHW))
+        return self._pooled(self._features(images_BCHW))
 
     def with_map(self, images_BCHW: Tensor, stage: int) -> tuple[Tensor, Tensor]:
-        """(embedding (B, D), map of backbone stage 1 … 4 (B, C, H, W)) of one forward pass."""
+        """(embedding (B, D), map of backbone stage 1 … 4 (B, C, H, W)) of one forward pass.
+
+        Raises:
+            ValueError: a backbone of the user's own without timm's ``forward_intermediates``.
+        """
+        if not hasattr(self.backbone, "forward_intermediates"):
+            raise ValueError(f"{self.config.backbone} has no stages: its module has no forward_intermediates as timm's")
         last = len(self.backbone.feature_info) - 1
         features, (map_BCHW,) = self.backbone.forward_intermediates(
             images_BCHW, indices=[last - 4 + stage], output_fmt="NCHW"
@@ -99,7 +131,7 @@ class Embedder(nn.Module):
         The last map is averaged over each position's area and sent through the neck, as the whole image is.
         Square grids also over oblong maps, where columns or rows repeat.
         """
-        map_BCHW = self.backbone.forward_features(images_BCHW)
+        map_BCHW = self._features(images_BCHW)
         if map_BCHW.ndim != 4:
             raise ValueError(f"{self.config.backbone} has no feature map, so it has no local embeddings")
         if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
@@ -108,7 +140,14 @@ class Embedder(nn.Module):
         local = [self._embed(c.flatten(0, 1)).view(*c.shape[:2], -1) for c in cells]
         return self._embed(map_BCHW.mean(dim=(2, 3))), local
 
+    def _features(self, images_BCHW: Tensor) -> Tensor:
+        if hasattr(self.backbone, "forward_features"):
+            return self.backbone.forward_features(images_BCHW)
+        return self.backbone(images_BCHW)
+
     def _pooled(self, features: Tensor) -> Tensor:
+        if features.ndim == 2:  # a network of the user's own that has pooled them already
+            return features
         if features.ndim == 3:  # tokens of a vision transformer: the backbone knows its class token
             return self.backbone.forward_head(features, pre_logits=True)
         channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
@@ -116,63 +155,33 @@ class Embedder(nn.Module):
 
     @torch.no_grad()
     def _pooled_channels(self) -> int:
+        name, (height, width) = self.config.backbone, self.config.image_size
         was_training = self.backbone.training
         self.backbone.eval()  # probing must not touch running statistics
-        channels = self.pool(torch.zeros(1, 3, *self.config.image_size)).shape[1]
+        try:
+            features = self._features(torch.zeros(1, 3, height, width))
+        except (AssertionError, RuntimeError) as error:
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise ValueError(f"{name} takes no images of {height}×{width} pixels: {reason}") from error
+        tokens = hasattr(self.backbone, "forward_head")
+        if not isinstance(features, Tensor) or features.ndim not in ((2, 3, 4) if tokens else (2, 4)):
+            found = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+            raise ValueError(f"{name} has no features: it returns {found} for one image, expected (1, C) or a map")
+        channels = self._pooled(features).shape[1]
         self.backbone.train(was_training)
         return channels
 
 
-def retrieval_config(config: Config) -> Config:
-    """The same network without its training classifier."""
-    return replace(config, num_classes=0)
+NETWORK = Embedder
 
 
-def check_backbone(name: str) -> None:
-    """Raises ValueError, with near names, unless timm knows the network."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f"timm has no model {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+def check_buildable(config: EmbedderConfig, pretrained: bool = False, weights: str = "") -> None:
+    """Raises ValueError when an :class:`Embedder` cannot be built as asked; loads no weights of timm or of a file.
 
-
-def _backbone(config: EmbedderConfig, pretrained: bool) -> nn.Module:
-    check_backbone(config.backbone)
-    options: dict = {}
-    if config.width != 1.0:
-        if pretrained:
-            raise ValueError(
-                f"there are no pretrained weights for width {config.width}; set width to 1 or pretrained to false"
-            )
-        options["channels"] = tuple(max(8, round(c * config.width)) for c in (64, 128, 256, 512))
-    if config.backbone.startswith("swin"):
-        options["img_size"] = config.image_size
-    try:
-        net = timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **options)
-    except TypeError as error:
-        if config.width != 1.0:
-            raise ValueError(
-                f"width is for ResNets; {config.backbone} has no scalable width, got {config.width}"
-            ) from error
-        raise
-    if isinstance(net, ResNet):
-        _keep_last_stage_resolution(net)
-        # Departs from torchvision's 3×3 pool with padding 1: the authors' code pools 2×2 without padding.
-        net.maxpool = nn.MaxPool2d(kernel_size=2, stride=2)
-    elif config.backbone.startswith("mobilenetv3_small"):
-        # The authors' code keeps the resolution in torchvision's feature block 9, which is stage 4 here.
-        net.blocks[4][0].conv_dw.stride = (1, 1)
-        net.conv_head, net.norm_head, net.act2 = nn.Identity(), nn.Identity(), nn.Identity()
-    return net
-
-
-def _keep_last_stage_resolution(net: ResNet) -> None:
-    """Last stride 1, not dilated: a finer map for retrieval, the pretrained kernels unchanged."""
-    first = net.layer4[0]
-    for conv in (first.conv1, getattr(first, "conv2", None), getattr(first, "conv3", None)):
-        if isinstance(conv, nn.Conv2d):
-            conv.stride = (1, 1)
-    for module in first.downsample or ():
-        if isinstance(module, nn.Conv2d):
-            module.stride = (1, 1)
-        elif isinstance(module, nn.AvgPool2d):
-            module.kernel_size = module.stride = 1
+    A network of timm takes no memory. The user's own function is really called, without pretrained weights.
+    """
+    check_start(config.backbone, config.width, pretrained and not weights)
+    if weights and not Path(weights).is_file():
+        raise ValueError(f"weights: there is no file {weights}")
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if is_own(config.backbone) else "meta"):
+        Embedder(config)

@@ -1,5 +1,6 @@
 """Saving, resuming, and the student as files that run without this project."""
 
+import glob
 import json
 import os
 from collections.abc import Mapping
@@ -10,20 +11,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from models.embedder import Embedder, EmbedderConfig, retrieval_config
-from models.token_pruning import PrunedViT, PrunedViTConfig
-from orchestrator.datasets.augmentation import PIXELS
+from models.network import Network, configured, deployed_config, kind_of, network_class
+from models.weights import misfit
 
 FORMAT = 1
-# What a stored model is -> its class and configuration.
-MODELS: dict[str, tuple[type, type]] = {
-    "embedder": (Embedder, EmbedderConfig),
-    "pruned_vit": (PrunedViT, PrunedViTConfig),
-}
-Model = Embedder | PrunedViT
-ModelConfig = EmbedderConfig | PrunedViTConfig
 
 
 def save(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -52,96 +45,98 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def save_model(folder: str | Path, model: Model, facts: Mapping[str, Any], name: str = "student") -> None:
-    """``<name>.safetensors`` (weights, no classifier) and ``<name>.json`` (how to build and feed it).
+def save_model(folder: str | Path, model: Network, facts: Mapping[str, Any], name: str = "student") -> None:
+    """``<name>.safetensors`` (weights as deployed) and ``<name>.json`` (how to build and feed the network).
 
-    A classifier goes to ``<name>.classifier.safetensors``: losses on class predictions need it of a teacher.
+    What the network keeps beside its weights goes to ``<name>.<group>.safetensors``, such as the classifier, which
+    losses on class predictions need of a teacher.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if not k.startswith("classifier.")
-    }
     config = {
         "format": FORMAT,
-        "kind": next(kind for kind, (cls, _) in MODELS.items() if isinstance(model, cls)),
-        "model": asdict(retrieval_config(model.config)),
-        "input": {
-            "size": list(model.config.image_size),
-            "resize": f"exactly, {model.resize} with anti-aliasing",
-            "range": "RGB in [0, 1], then (x - mean) / std",
-            "mean": list(PIXELS[model.pixels][0]),
-            "std": list(PIXELS[model.pixels][1]),
-        },
+        "kind": model.kind,
+        "model": asdict(deployed_config(model.config)),
+        "input": dict(model.feeding),
         "architecture": list(model.architecture),
-        "output": "raw embedding; L2-normalise before comparing",
+        "output": model.output,
         "facts": dict(facts),
     }
-    partial = folder / f"{name}.safetensors.tmp-{os.getpid()}"
-    save_file(weights, partial)
-    os.replace(partial, folder / f"{name}.safetensors")
-    if model.classifier is not None:
-        partial = folder / f"{name}.classifier.safetensors.tmp-{os.getpid()}"
-        save_file({"weight": model.classifier.weight.detach().cpu().contiguous()}, partial)
-        os.replace(partial, folder / f"{name}.classifier.safetensors")
+    groups: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in model.extras().items():
+        group, _, tensor_name = full_name.partition(".")
+        groups.setdefault(group, {})[tensor_name] = tensor
+    _save_tensors(folder / f"{name}.safetensors", model.deployed().state_dict())
+    for group, tensors in groups.items():
+        _save_tensors(folder / f"{name}.{group}.safetensors", tensors)
     # The configuration comes last: its presence says that the weights are whole.
     partial = folder / f"{name}.json.tmp-{os.getpid()}"
     partial.write_text(json.dumps(config, indent=1))
     os.replace(partial, folder / f"{name}.json")
 
 
-def load_model(path: str | Path, expected: ModelConfig | None = None) -> tuple[Model, dict[str, Any]]:
-    """A model in eval mode from ``<name>.safetensors`` and, beside it, ``<name>.json``; and the stored facts.
+def load_model(path: str | Path, expected: Any = None, kind: str = "") -> tuple[Network, dict[str, Any]]:
+    """A network in eval mode from ``<name>.safetensors`` and, beside it, ``<name>.json``; and the stored facts.
 
     Args:
         path: the weights file.
-        expected: the architecture the caller needs; without a JSON file it says what the weights are.
+        expected: the configuration that the caller needs; without a JSON file it says what the weights are.
+        kind: of network that ``expected`` is of; empty = that whose file defines the configuration's class.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no safetensors file, or holds another architecture than expected.
+        ValueError: the file is no safetensors file, or holds another network than expected.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; expected a .safetensors file, with its .json beside it")
-    sidecar = path.with_suffix(".json")
-    stored = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
-    wanted_config = None if expected is None else retrieval_config(expected)
-    if not stored and wanted_config is None:
-        raise ValueError(f"{path} has no {sidecar.name} beside it, so its architecture is unknown")
-    kind = stored.get("kind", "embedder")  # files of 0.2 and before do not say
-    if kind not in MODELS:
-        raise ValueError(f"{path} holds a {kind!r}; this version knows {', '.join(MODELS)}")
-    config = MODELS[kind][1](**stored["model"]) if stored else wanted_config
-    if wanted_config is not None and type(config) is not type(wanted_config):
-        raise ValueError(f"{path} holds another kind of network: {kind}")
-    if wanted_config not in (None, config):
-        have, want = asdict(config), asdict(wanted_config)
+    stored = _stored_description(path)
+    if expected is not None:
+        expected, kind = deployed_config(expected), kind or kind_of(expected)
+    if not stored and expected is None:
+        raise ValueError(f"{path} has no {path.stem}.json beside it, so its architecture is unknown")
+    stored_kind = stored.get("kind", "embedder") if stored else kind  # files of 0.2 and before do not say
+    try:
+        cls = network_class(stored_kind)
+        config = configured(cls, stored["model"]) if stored else expected
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds a network that this version cannot build: {error}") from error
+    if expected is not None and type(config) is not type(expected):
+        raise ValueError(f"{path} holds another kind of network: {stored_kind} instead of {kind}")
+    if expected not in (None, config):
+        have, want = asdict(config), asdict(expected)
         differing = [f"{k} {have[k]} instead of {want[k]}" for k in want if have[k] != want[k]]
         raise ValueError(f"{path} holds another architecture: {', '.join(differing)}")
-    model = next(cls for cls, config_class in MODELS.values() if isinstance(config, config_class))(config)
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    wanted = model.state_dict()
-    wrong = sorted(k for k in set(weights) ^ set(wanted)) or sorted(
-        k for k in wanted if weights[k].shape != wanted[k].shape
-    )
-    if wrong:
-        raise ValueError(
-            f"{path} holds another architecture than {config.backbone}: "
-            f"{len(wrong)} tensors do not fit, first {wrong[0]}"
-        )
+    model = cls(config)
+    weights = _load_tensors(path)
+    if different := misfit(weights, model.state_dict()):
+        of = "its description" if stored else "expected"
+        raise ValueError(f"{path} holds another architecture than {of}: {different}")
     model.load_state_dict(weights)
     return model.eval(), stored.get("facts", {})
 
 
-def reconfigured(model: Model, settings: Mapping[str, Any]) -> Model:
-    """The same model with other values of those settings that are part of its configuration; its weights stay."""
+def reconfigured(model: Network, settings: Mapping[str, Any]) -> Network:
+    """The same network with other values of those settings that are part of its configuration; its weights stay."""
     own = {name: value for name, value in settings.items() if hasattr(model.config, name)}
     model.config = replace(model.config, **own)
     return model
+
+
+def load_extras(path: str | Path) -> dict[str, Tensor]:
+    """What :func:`save_model` stored beside a weights file, as "group.tensor"; empty where there is nothing.
+
+    Raises:
+        ValueError: a file beside it is no safetensors file.
+    """
+    path = Path(path)
+    found = {}
+    for name in sorted(glob.glob(f"{glob.escape(path.stem)}.*.safetensors", root_dir=path.parent)):
+        file, group = path.parent / name, name.removeprefix(f"{path.stem}.").removesuffix(".safetensors")
+        if "." in group or file.with_suffix(".json").is_file():
+            continue  # of another network, whose name begins with this one's
+        found |= {f"{group}.{tensor_name}": tensor for tensor_name, tensor in _load_tensors(file).items()}
+    return found
 
 
 def load_classifier(path: str | Path) -> nn.Linear | None:
@@ -154,10 +149,37 @@ def load_classifier(path: str | Path) -> nn.Linear | None:
     if not file.is_file():
         return None
     try:
-        weight_CD = load_file(file)["weight"]
+        weight_CD = _load_tensors(file)["weight"]
         classes, width = weight_CD.shape
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{file} holds no matrix named weight (classes, width): {error}") from error
     classifier = nn.Linear(width, classes, bias=False)
     classifier.load_state_dict({"weight": weight_CD})
     return classifier
+
+
+def _stored_description(path: Path) -> dict[str, Any]:
+    """What the JSON file beside a weights file says, empty without one."""
+    sidecar = path.with_suffix(".json")
+    if not sidecar.is_file():
+        return {}
+    try:
+        return dict(json.loads(sidecar.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{sidecar} is not the description of a network: {error}") from error
+
+
+def _save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    partial = file.with_name(f"{file.name}.tmp-{os.getpid()}")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _load_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a readable safetensors file: {error}") from error

@@ -34,7 +34,7 @@ def main(
     for name, value in metrics.items():
         logged = facts["metrics"].get(name)
         console.print(f"  {name:18} {value:.6f}" + (f"   (logged {logged:.6f})" if logged is not None else ""))
-    console.print(f"  {'GMACs':18} {cost.macs(student, student.config.image_size) / 1e9:.6f}")
+    console.print(f"  {'GMACs':18} {cost.macs(student) / 1e9:.6f}")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,16 @@
 """Take a student away: ``python -m orchestrator.export RUN_ID --format onnx|safetensors [--to DIR]``."""
 
 import enum
-import logging
-import os
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 
-import numpy as np
-import torch
 import typer
 
 from orchestrator import checkpoint, command, find, tracking
 from orchestrator.command import AFTER_TRAINING, console
 from orchestrator.method import recipe_from
-
-_TOLERANCE = 1e-4  # largest difference of normalised embeddings between torch and ONNX Runtime
+from orchestrator.onnx_file import export_onnx
 
 
 class Format(enum.StrEnum):
@@ -59,49 +53,6 @@ def main(
     else:
         checkpoint.save_model(folder, student, {**facts, "run_id": run_id}, name)
     console.print(f"{folder / name}.{form.value} and {name}.json")
-
-
-def export_onnx(student: checkpoint.Model, path: Path) -> float:
-    """Writes an ONNX graph with a free batch size and compares it with torch.
-
-    A network that is told the camera has a second input, ``camera``, its number for every image.
-
-    Returns:
-        Largest difference of L2-normalised embeddings on eight random images.
-
-    Raises:
-        ValueError: the difference is above 1e-4; the file is removed.
-    """
-    import onnxruntime
-
-    size = student.config.image_size
-    images = torch.randn(8, 3, *size, generator=torch.Generator().manual_seed(0))
-    cameras = getattr(student.config, "cameras", 0)
-    inputs = {"images": images} | ({"camera": torch.arange(8) % cameras} if cameras else {})
-    batch = torch.export.Dim("batch", min=1)
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            student.eval(), tuple(inputs.values()), str(partial), input_names=list(inputs),
-            output_names=["embedding"], dynamic_shapes=tuple({0: batch} for _ in inputs), dynamo=True,
-            external_data=False, verbose=False,
-        )  # fmt: skip
-    session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
-    (exported,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
-    with torch.no_grad():
-        expected = student(*inputs.values()).numpy()
-    difference = float(np.abs(_unit(exported) - _unit(expected)).max())
-    if not difference <= _TOLERANCE:
-        partial.unlink()
-        raise ValueError(f"the ONNX file differs from the student by {difference:.1e}, more than {_TOLERANCE:.0e}")
-    os.replace(partial, path)
-    return difference
-
-
-def _unit(embedding: np.ndarray) -> np.ndarray:
-    return embedding / np.linalg.norm(embedding, axis=1, keepdims=True).clip(1e-12)
 
 
 if __name__ == "__main__":

@@ -265,14 +265,10 @@ def _log_result(job: dict, method: Any, recipe: Any, place: Place, student: Any,
     facts = {"method": job["method"], "benchmark": job["benchmark"], "metrics": metrics,
              "recipe": recipe_dict(recipe), "classes_fingerprint": job["classes"]}  # fmt: skip
     tracking.log_student(uri, run_id, student, facts)
-    size = student.config.image_size
-    import torch
-
-    retrieval = type(student)(checkpoint.retrieval_config(student.config)).eval()
     costs = {
-        "cost/macs": cost.macs(retrieval, size),
-        "cost/parameters": cost.parameters(retrieval),
-        "cost/cpu_images_per_s": cost.images_per_second(retrieval, torch.zeros(32, 3, *size), seconds=1.0),
+        "cost/macs": cost.macs(student),
+        "cost/parameters": cost.parameters(student),
+        "cost/cpu_images_per_s": cost.images_per_second(student),
     }
     tracking.log_values(uri, run_id, costs)
     if method.pictures is not None:

@@ -181,7 +181,7 @@ def log_values(
     )
 
 
-def log_student(uri: str, run_id: str, student: checkpoint.Model, facts: Mapping[str, Any]) -> None:
+def log_student(uri: str, run_id: str, student: checkpoint.Network, facts: Mapping[str, Any]) -> None:
     """The student as ``student/student.safetensors`` + ``student/student.json``, and its classifier if it has one."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save_model(folder, student, facts)

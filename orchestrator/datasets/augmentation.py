@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-PIXELS = {"imagenet": (MEAN, STD), "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}  # what networks are fed with
+from models.network import PIXELS, Pixels
+
+MEAN, STD = PIXELS["imagenet"]
 DRAWS = 7  # flip, crop y, crop x, erased height, erased width, erased y, erased x
 
 _ERASED_AREA, _ERASED_RATIO, _ATTEMPTS = (0.02, 0.33), (0.3, 3.3), 10
@@ -45,10 +45,10 @@ class Augmentation:
         draws[:, 5:7] = uniform[:, 4:6]
         return draws
 
-    def __call__(self, frames_BCHW: Tensor, draws_BV: Tensor, pad: int) -> Tensor:
-        """Augmented, normalised float32 views of uint8 frames, on the device of the frames."""
+    def __call__(self, frames_BCHW: Tensor, draws_BV: Tensor, pad: int, pixels: str | Pixels = "imagenet") -> Tensor:
+        """Augmented float32 views of uint8 frames, on their device, normalised as :func:`normalised` does."""
         draws_BV = draws_BV.to(frames_BCHW.device)
-        views_BCHW = normalised(flipped_and_cropped(frames_BCHW, draws_BV[:, :3], pad))
+        views_BCHW = normalised(flipped_and_cropped(frames_BCHW, draws_BV[:, :3], pad), pixels)
         if self.erase == 0:
             return views_BCHW
         fill = torch.tensor(MEAN if self.erase_fill == "mean" else (0.0, 0.0, 0.0), device=views_BCHW.device)
@@ -102,20 +102,21 @@ def box_sizes(
     return np.where(found, height[row, first], 0), np.where(found, width[row, first], 0)
 
 
-def normalised(frames_BCHW: Tensor, pixels: str = "imagenet") -> Tensor:
-    """uint8 frames to float32 with the mean and deviation of ``PIXELS[pixels]``; memory format is kept."""
+def normalised(frames_BCHW: Tensor, pixels: str | Pixels = "imagenet") -> Tensor:
+    """uint8 frames to float32 with a mean and deviation, or those of that name; memory format is kept."""
     return standardised(frames_BCHW.float() / 255, pixels)
 
 
-def standardised(images_BCHW: Tensor, pixels: str = "imagenet") -> Tensor:
+def standardised(images_BCHW: Tensor, pixels: str | Pixels = "imagenet") -> Tensor:
     """The same for images in [0, 1]."""
     mean, std = _statistics(pixels, images_BCHW.device)
     return (images_BCHW - mean) / std
 
 
 @cache  # a copy to the device in every step would make a GPU wait
-def _statistics(pixels: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in PIXELS[pixels])
+def _statistics(pixels: str | Pixels, device: torch.device) -> tuple[Tensor, Tensor]:
+    values = PIXELS[pixels] if isinstance(pixels, str) else pixels
+    mean, std = (torch.tensor(three, device=device).view(1, 3, 1, 1) for three in values)
     return mean, std
 
 

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-accumulates, parameters, images per second."""
+"""What a network costs: multiply-accumulates, parameters, images per second; the whole of it, or one of its parts."""
 
 import math
 import time
@@ -7,47 +7,61 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-
-def macs(net: nn.Module, image_size: tuple[int, int]) -> int:
-    """Multiply-accumulates of convolutions and matrix products for one image in eval mode.
-
-    Papers of this field call this number FLOPs; it is half of torch's count of floating-point operations.
-    """
-    was_training = net.training
-    net.eval()
-    device = next(net.parameters()).device
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.zeros(1, 3, *image_size, device=device))
-    net.train(was_training)
-    return counter.get_total_flops() // 2
-
-
-def parameters(net: nn.Module) -> int:
-    """Number of trainable and frozen parameters, each counted once; buffers are not counted."""
-    return sum(p.numel() for p in net.parameters())
+from models.network import Network
 
 
 @torch.no_grad()
-def images_per_second(net: nn.Module, images_BCHW: Tensor, seconds: float = 1.0, warmup: int = 2) -> float:
-    """Throughput of the forward pass in eval mode: of the fastest batch within ``seconds``, after the warm-up.
+def macs(network: Network, part: str = "total") -> int:
+    """Multiply-accumulates of convolutions and matrix products for one image, as deployed.
+
+    Papers of this field call this number FLOPs; it is half of torch's count of floating-point operations.
+    """
+    net, inputs = _as_deployed(network, part, 1)
+    with FlopCounterMode(display=False) as counter:
+        net(*inputs)
+    return counter.get_total_flops() // 2
+
+
+def parameters(network: Network, part: str = "total") -> int:
+    """Number of trainable and frozen parameters, each counted once, as deployed; buffers are not counted."""
+    return sum(p.numel() for p in _part(network, part).parameters())
+
+
+@torch.no_grad()
+def images_per_second(
+    network: Network, count: int = 32, seconds: float = 1.0, warmup: int = 2, part: str = "total"
+) -> float:
+    """Throughput of the forward pass as deployed: of the fastest batch within ``seconds``, after the warm-up.
 
     Whatever else runs on the machine only ever slows a batch, so the fastest one says most about the network.
     """
-    was_training = net.training
-    net.eval()
+    net, inputs = _as_deployed(network, part, count)
     for _ in range(warmup):
-        net(images_BCHW)
+        net(*inputs)
     start, fastest = time.perf_counter(), math.inf
     while fastest == math.inf or time.perf_counter() - start < seconds:
-        _synchronise(images_BCHW)
+        _synchronise(inputs)
         began = time.perf_counter()
-        net(images_BCHW)
-        _synchronise(images_BCHW)
+        net(*inputs)
+        _synchronise(inputs)
         fastest = min(fastest, time.perf_counter() - began)
-    net.train(was_training)
-    return len(images_BCHW) / fastest
+    return count / fastest
 
 
-def _synchronise(like: Tensor) -> None:
-    if like.is_cuda:
+def _part(network: Network, part: str) -> nn.Module:
+    parts = network.parts()
+    if part not in parts:
+        raise ValueError(f"a network of kind {network.kind} has the parts {', '.join(parts)}, not {part!r}")
+    return parts[part]
+
+
+def _as_deployed(network: Network, part: str, count: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """One part and its inputs, on the device where the part is."""
+    net = _part(network, part)
+    device = next(net.parameters()).device
+    return net, tuple(tensor.to(device) for tensor in network.example(count))
+
+
+def _synchronise(inputs: tuple[Tensor, ...]) -> None:
+    if any(tensor.is_cuda for tensor in inputs):
         torch.cuda.synchronize()

@@ -17,7 +17,7 @@ The teacher's embedding of a training image can come from three places, which ar
 # D = embedding width, C = classes, N = training images, K = neighbours, Q/G = queries and gallery.
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.similarity import at_least_float32, full_precision, in_chunks, nearest_similarities, unit_rows
-from models.embedder import Embedder, EmbedderConfig, check_backbone
+from models.embedder import Embedder, EmbedderConfig, check_buildable
+from models.network import identity
 from orchestrator import cache, checkpoint, distributed, published
 from orchestrator.cache import Progress, Rows, silent
 from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, fetch
@@ -250,7 +251,7 @@ def check(method: Distillation, recipe: AsymmetricRecipe, workers: int = 1) -> N
         raise ValueError(
             "nothing to train on: every loss weight is 0, or only the triplet, which never reaches the neck"
         )
-    check_backbone(recipe.teacher)
+    check_buildable(_teacher_config(recipe), recipe.teacher_pretrained and not recipe.teacher_weights)
     embedding.check(recipe, workers if recipe.mode == "repo" else 1)
     if recipe.batch_size % workers:
         raise ValueError(f"a batch of {recipe.batch_size} images cannot be shared evenly by {workers} workers")
@@ -497,7 +498,7 @@ def _open(
     teacher, fingerprint = _load_teacher(recipe, place)
     if method.teacher_classifier:
         _add_classifier(teacher, recipe, place, data.train.num_identities)
-    network = asdict(_teacher_config(recipe)) | {"precision": "float32"}
+    network = identity(_teacher_config(recipe)) | {"precision": "float32"}
     clean = {"network": network, "augmentation": "none"}
     outputs = {}
     if method.outputs:

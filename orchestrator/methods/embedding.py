@@ -20,7 +20,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from losses.similarity import at_least_float32
 from losses.triplet import batch_hard_triplet
-from models.embedder import Embedder, EmbedderConfig, check_backbone
+from models.embedder import Embedder, EmbedderConfig, check_backbone, check_buildable
 from orchestrator import cache, distributed, find
 from orchestrator.cache import Progress, silent
 from orchestrator.datasets.augmentation import DRAWS, Augmentation, normalised
@@ -118,6 +118,7 @@ def check_labelled(recipe: TrainingRecipe, workers: int) -> None:
 def check(recipe: EmbeddingRecipe, workers: int = 1) -> None:
     """Raises ValueError for values that are allowed alone but not together."""
     check_labelled(recipe, workers)
+    check_buildable(student_config(recipe), recipe.pretrained)
     if recipe.constant_epochs < recipe.warmup_epochs:
         raise ValueError(
             f"constant_epochs ({recipe.constant_epochs}) must not end before warmup_epochs ({recipe.warmup_epochs})"
@@ -261,7 +262,7 @@ def experiment(
 
 def supervised_losses(recipe: EmbeddingRecipe, student: Embedder, images_BCHW: Tensor, label_B: Tensor) -> Losses:
     """Cross-entropy on the classifier's logits and triplet on the pooled feature, over the batch of all ranks."""
-    pooled_BC, embedding_BD = student.parts(images_BCHW)
+    pooled_BC, embedding_BD = student.with_pooled(images_BCHW)
     label_B = distributed.gather(label_B)
     terms, weights = {}, {}
     if recipe.cross_entropy:

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from models.embedder import check_backbone
+from models.network import identity
 from models.token_pruning import PrunedViT, PrunedViTConfig
 from orchestrator import cache, checkpoint, find, published
 from orchestrator.cache import Progress, Rows, silent
@@ -465,7 +466,8 @@ def _add_teacher(prepared: Prepared, recipe: "Recipe", place: Place, progress: P
         )
     prepared.teacher, prepared.teacher_fingerprint = found, cache.weights_hash(found)
     embed = partial(_taught, found, prepared)
-    transform = {"network": asdict(found.config), "augmentation": "none", "resize": "bicubic", "output": "class token"}
+    transform = {"network": identity(found.config), "augmentation": "none", "resize": "bicubic"}
+    transform["output"] = "class token"
     if prepared.cameras:
         transform["cameras"] = _known_cameras(prepared.data.train).tolist()
     for side in ["query", "gallery", *(["train"] if recipe.teacher_view == "clean" else [])]:
