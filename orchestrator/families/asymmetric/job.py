@@ -194,17 +194,14 @@ class AsymmetricMethod(Method):
         classes = (is_supervised(recipe) and recipe.labelled.cross_entropy > 0) or (
             distilling and method.student_classifier
         )
+        # Before the student, whose seed decides its weights and those of the method's heads after it.
+        teacher = _load_teacher(prepared.place, prepared) if distilling and recipe.views == "online" else None
+        classifier = _open_classifier(prepared) if distilling else None
         student = retrieval.build_embedder(
             recipe.student, recipe.embedding_dim, train.num_identities if classes else 0, recipe.train.seed
         )
-        task = AsymmetricDistillation(
-            recipe,
-            method,
-            student,
-            teacher=_open_teacher(prepared, method) if distilling and recipe.views == "online" else None,
-            teacher_classifier=_open_classifier(prepared) if distilling else None,
-            neighbours=_open_neighbours(prepared, device) if distilling else None,
-        ).to(device)
+        neighbours = _open_neighbours(prepared, device) if distilling else None
+        task = AsymmetricDistillation(recipe, method, student, teacher, classifier, neighbours).to(device)
         frames = data.open_frames(prepared, "train pixels", train, recipe.student.size)
         teacher_frames = None
         if recipe.views == "online" and distilling:
@@ -439,10 +436,6 @@ def _load_teacher(place: Place, after: Mapping[str, Ready]) -> Embedder:
     if "classifier" in after:
         teacher.classifier = checkpoint.load_classifier(place.folder(after["classifier"].path))
     return teacher
-
-
-def _open_teacher(prepared: Prepared, method: Distillation) -> Embedder:
-    return _load_teacher(prepared.place, prepared)
 
 
 def _open_classifier(prepared: Prepared) -> torch.nn.Module | None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from models.embedder import Embedder, EmbedderConfig, check_buildable
+from models.embedder import Embedder, EmbedderConfig, check_buildable, statistics
 from orchestrator import find
 from orchestrator.evaluation.retrieval import PrecisionRule
 from orchestrator.method import Metric, Progress
@@ -143,13 +143,20 @@ def optimizer(train: Train, module: nn.Module) -> Optimizer:
 
 
 def embedder_config(network: RetrievalNetwork, embedding_dim: int, num_classes: int = 0) -> EmbedderConfig:
+    """The network of a recipe.
+
+    Raises:
+        ValueError: no such network, or its weights do not say how their pixels were normalised.
+    """
+    mean, std = statistics(network.pixels, network.name)
     return EmbedderConfig(
         backbone=network.name,
         embedding_dim=embedding_dim,
         image_size=network.size,
         width=network.width,
         num_classes=num_classes,
-        pixels=network.pixels,
+        mean=mean,
+        std=std,
     )
 
 

@@ -25,7 +25,7 @@ from orchestrator.method import Batch, Evaluation, Experiment, Losses, Task, Whe
 
 def supervised_losses(own: Labelled, student: Embedder, images_BCHW: Tensor, label_B: Tensor) -> Losses:
     """Cross-entropy on the classifier's logits and triplet on the pooled feature, over the batch of all ranks."""
-    pooled_BC, embedding_BD = student.parts(images_BCHW)
+    pooled_BC, embedding_BD = student.with_pooled(images_BCHW)
     label_B = distributed.gather(label_B)
     terms, weights = {}, {}
     if own.cross_entropy:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from models.embedder import check_backbone
+from models.backbone import check_backbone, statistics
+from models.network import PIXELS
 from models.token_pruning import PrunedViT, PrunedViTConfig
 from orchestrator import find
 from orchestrator.families.retrieval.recipe import check_labelled
@@ -46,9 +47,20 @@ def student_config(recipe: PruningRecipe, num_classes: int = 0, cameras: int = 0
         **(pruning if recipe.hts else {}),
         neck=labelled.neck == "bn" and recipe.classifies,
         embed_after_neck=labelled.evaluate_neck == "after",
-        pixels=patches.pixels,
+        pixels=_pixels(recipe),
         num_classes=num_classes if recipe.classifies else 0,
     )
+
+
+def _pixels(recipe: PruningRecipe) -> str:
+    """Mean and deviation of the input by name; those of the student's weights where the recipe says so."""
+    if recipe.patches.pixels != "weights":
+        return recipe.patches.pixels
+    asked = statistics("weights", recipe.student.name)
+    name = next((name for name, known in PIXELS.items() if known == asked), None)
+    if name is None:
+        raise ValueError(f"pixels=weights: those of {recipe.student.name} are {asked}; say one of {', '.join(PIXELS)}")
+    return name
 
 
 def teacher_config(recipe: PruningRecipe, cameras: int = 0) -> PrunedViTConfig:
