@@ -20,7 +20,7 @@ from models.token_pruning import PrunedViT, PrunedViTConfig
 from orchestrator import cache, checkpoint, find, published
 from orchestrator.cache import Progress, Rows, silent
 from orchestrator.datasets import occlusion, person_views
-from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, fetch
+from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, check_labels, fetch
 from orchestrator.datasets.occlusion import Occluders
 from orchestrator.datasets.person_views import PersonAugmentation
 from orchestrator.datasets.sampling import identity_batches, own_part
@@ -230,6 +230,8 @@ def experiment(
     torch.manual_seed(recipe.seed)
     config = student_config(recipe, train.num_identities, len(_known_cameras(train)))
     student = PrunedViT(config, recipe.pretrained, recipe.weights, recipe.drop_path, recipe.pos_resize)
+    if student.classifier is not None:
+        check_labels(train.labels, student.classifier.out_features)
     task = task_of(recipe, student, prepared.teacher).to(device)
     # Equal weights on all ranks, but not equal paths dropped.
     torch.manual_seed(int(np.random.SeedSequence((recipe.seed, rank, 4)).generate_state(1)[0]))
