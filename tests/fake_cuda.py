@@ -40,7 +40,7 @@ def run(module: nn.Module, batch: Any, backward: bool = True) -> Any:
     with _nothing_remembered(), _as_if_there_were_a_gpu(), FakeTensorMode(allow_non_fake_inputs=True):
         module, batch = _on_cuda((module, batch))
         # Constants may be copied to the device once and kept, in a functools.cache by device: not in every step.
-        with torch.autocast("cuda", torch.bfloat16), _Watch(constants_may_come=True):
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16), _Watch(constants_may_come=True):
             module(batch)
         with _Watch(constants_may_come=False):
             with torch.autocast("cuda", torch.bfloat16):
