@@ -39,12 +39,19 @@ def regression(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
         return (_distance(unit_rows(student_BD), unit_rows(teacher_BD.detach())).square() / 2).sum()
 
 
-def contrastive(anchor_AD: Tensor, positive_AD: Tensor, negative_AND: Tensor, margin: float = 0.7) -> Tensor:
+def contrastive(
+    anchor_AD: Tensor,
+    positive_AD: Tensor,
+    negative_AND: Tensor,
+    margin: float = 0.7,
+    counted_A: Tensor | None = None,
+) -> Tensor:
     """Σ over tuples of ½ D_p² + Σ_n ½ max(0, margin − D_n)², Euclidean D of unit vectors.
 
     Args:
         anchor_AD, positive_AD, negative_AND: raw embeddings of every tuple.
         margin: distance above which a negative is far enough, >= 0.
+        counted_A: bool, which tuples count; None = all. The others have neither a loss nor a gradient.
 
     Returns:
         Scalar >= 0, unweighted, at least float32; 0 for no tuples.
@@ -56,11 +63,17 @@ def contrastive(anchor_AD: Tensor, positive_AD: Tensor, negative_AND: Tensor, ma
     >>> round(contrastive(a, a, n).item(), 4)  # the negative is √2 away
     0.0
     """
-    near_A, far_AN = _tuple_distances(anchor_AD, positive_AD, negative_AND, margin)
-    return (near_A.square() / 2).sum() + ((margin - far_AN).relu().square() / 2).sum()
+    near_A, far_AN = _tuple_distances(anchor_AD, positive_AD, negative_AND, margin, counted_A)
+    return _counted_sum(near_A.square() / 2 + ((margin - far_AN).relu().square() / 2).sum(dim=1), counted_A)
 
 
-def triplet(anchor_AD: Tensor, positive_AD: Tensor, negative_AND: Tensor, margin: float = 0.1) -> Tensor:
+def triplet(
+    anchor_AD: Tensor,
+    positive_AD: Tensor,
+    negative_AND: Tensor,
+    margin: float = 0.1,
+    counted_A: Tensor | None = None,
+) -> Tensor:
     """Σ over tuples and negatives of max(0, D_p² − D_n² + margin), Euclidean D of unit vectors.
 
     The authors' class has margin 0.1, their command line passes 0.7.
@@ -71,15 +84,18 @@ def triplet(anchor_AD: Tensor, positive_AD: Tensor, negative_AND: Tensor, margin
     >>> round(triplet(a, a, n).item(), 4)
     0.1
     """
-    near_A, far_AN = _tuple_distances(anchor_AD, positive_AD, negative_AND, margin)
-    return (near_A.square()[:, None] - far_AN.square() + margin).relu().sum()
+    near_A, far_AN = _tuple_distances(anchor_AD, positive_AD, negative_AND, margin, counted_A)
+    return _counted_sum((near_A.square()[:, None] - far_AN.square() + margin).relu().sum(dim=1), counted_A)
 
 
 def mine(anchor_BD: Tensor, pool_BD: Tensor, label_B: Tensor, negatives: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """Tuples inside a batch: anchors that have another image of their identity, one such, and hard negatives.
+    """A tuple for every image of a batch as anchor: another image of its identity, and hard negatives.
 
     The positive is the next image of the identity in the batch (cyclic). The negatives are the images of other
     identities in the pool that are nearest to the anchor, equal similarities in index order.
+
+    An anchor counts only where the batch has a positive and enough negatives for it; what else it is given is
+    arbitrary. Every anchor is returned, because leaving some out would wait for the device.
 
     Args:
         anchor_BD: student embeddings.
@@ -88,33 +104,39 @@ def mine(anchor_BD: Tensor, pool_BD: Tensor, label_B: Tensor, negatives: int = 5
         negatives: how many of each anchor.
 
     Returns:
-        Indices: anchors (A,), positives (A,), negatives (A, N).
+        Indices of positives (B,) and negatives (B, N), and which anchors count, bool (B,).
 
     Raises:
-        ValueError: an identity leaves fewer images of others in the batch than ``negatives``.
+        ValueError: not more images in the batch than ``negatives``.
+
+    Needs images of several identities, as batches of P identities × K images have: with one, nothing counts.
 
     >>> e = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
-    >>> [x.tolist() for x in mine(e, e, torch.tensor([0, 0, 1, 2]), negatives=1)]
-    [[0, 1], [1, 0], [[3], [3]]]
+    >>> positive, negative, counted = mine(e, e, torch.tensor([0, 0, 1, 2]), negatives=1)
+    >>> positive[counted].tolist(), negative[counted].tolist(), counted.tolist()
+    ([1, 0], [[3], [3]], [True, True, False, False])
     """
+    size = len(label_B)
+    if size <= negatives:
+        raise ValueError(f"a batch of {size} images has no {negatives} negatives for each; lower negatives")
     same_BB = label_B[:, None] == label_B[None, :]
-    others = int((~same_BB).sum(dim=1).min()) if len(label_B) else 0
-    if others < negatives:
-        raise ValueError(f"an image of the batch has {others} images of other identities, {negatives} are needed")
     with torch.no_grad(), full_precision(anchor_BD):
         anchor_BD, pool_BD = unit_pair(anchor_BD, pool_BD)
         similarity_BB = anchor_BD @ pool_BD.T
     far_BB = similarity_BB.masked_fill(same_BB, -torch.inf)
     negative_BN = far_BB.argsort(dim=1, descending=True, stable=True)[:, :negatives]
-    size, row_B = len(label_B), torch.arange(len(label_B), device=label_B.device)
+    row_B = torch.arange(size, device=label_B.device)
     steps_BB = ((row_B[None, :] - row_B[:, None]) % size).masked_fill(~same_BB, size).fill_diagonal_(size)
     steps_B, positive_B = steps_BB.min(dim=1)
-    anchor_A = (steps_B < size).nonzero().flatten()
-    return anchor_A, positive_B[anchor_A], negative_BN[anchor_A]
+    return positive_B, negative_BN, (steps_B < size) & ((~same_BB).sum(dim=1) >= negatives)
+
+
+def _counted_sum(loss_A: Tensor, counted_A: Tensor | None) -> Tensor:
+    return (loss_A if counted_A is None else loss_A.masked_fill(~counted_A, 0.0)).sum()
 
 
 def _tuple_distances(
-    anchor_AD: Tensor, positive_AD: Tensor, negative_AND: Tensor, margin: float
+    anchor_AD: Tensor, positive_AD: Tensor, negative_AND: Tensor, margin: float, counted_A: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if not margin >= 0:
         raise ValueError(f"margin must be at least 0, got {margin}")
@@ -125,6 +147,8 @@ def _tuple_distances(
     ):
         shapes = ", ".join(str(tuple(x.shape)) for x in (anchor_AD, positive_AD, negative_AND))
         raise ValueError(f"need anchors (A, D), positives (A, D) and negatives (A, N, D), got {shapes}")
+    if counted_A is not None and counted_A.shape != anchor_AD.shape[:1]:
+        raise ValueError(f"need one flag for each of {len(anchor_AD)} tuples, got {tuple(counted_A.shape)}")
     with full_precision(anchor_AD):
         anchor_AD, positive_AD = unit_rows(anchor_AD), unit_rows(positive_AD)
         negative_AND = unit_rows(negative_AND.flatten(0, 1)).view(negative_AND.shape)

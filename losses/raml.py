@@ -74,5 +74,5 @@ def student_term(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 def _off_diagonal(difference_BB: Tensor) -> Tensor:
     size = len(difference_BB)
-    others_BB = ~torch.eye(size, dtype=torch.bool, device=difference_BB.device)
-    return (difference_BB[others_BB] + _EPS).square().sum() / (size * (size - 1))
+    itself_BB = torch.eye(size, dtype=torch.bool, device=difference_BB.device)
+    return (difference_BB + _EPS).masked_fill(itself_BB, 0.0).square().sum() / (size * (size - 1))

@@ -25,7 +25,10 @@ def batch_hard_triplet(embedding_BD: Tensor, identity_B: Tensor, margin: float |
         Scalar >= 0, unweighted, mean over anchors; at least float32 also under autocast.
 
     Raises:
-        ValueError: lengths differ, negative margin, or only one identity in the batch (no negatives).
+        ValueError: lengths differ, or negative margin.
+
+    Needs two identities in the batch, as batches of P identities × K images have: whoever makes the batch checks it,
+    on the host, because looking at the labels here would wait for the device. With one, the loss is 0.
 
     >>> x = torch.tensor([[0.0], [1.0], [3.0], [4.0]])
     >>> batch_hard_triplet(x, torch.tensor([0, 0, 1, 1]), margin=1.5).item()  # (0, .5, .5, 0) / 4
@@ -39,7 +42,7 @@ def batch_soft_triplet(embedding_BD: Tensor, identity_B: Tensor, margin: float |
     """Softmax-weighted positives and negatives of every anchor (the "batch soft" mining of D3still's code).
 
     Positives are weighted by softmax(+d), negatives by softmax(−d); the weights are differentiated through.
-    Arguments, result and errors as in :func:`batch_hard_triplet`.
+    Arguments, result, errors and needs as in :func:`batch_hard_triplet`.
 
     >>> x = torch.tensor([[0.0], [1.0], [3.0], [4.0]])
     >>> round(batch_soft_triplet(x, torch.tensor([0, 0, 1, 1])).item(), 4)
@@ -69,6 +72,8 @@ def camera_triplet(embedding_BD: Tensor, identity_B: Tensor, camera_B: Tensor, m
     Raises:
         ValueError: as :func:`batch_hard_triplet`, or not one camera per row.
 
+    Needs two identities in the batch, as :func:`batch_hard_triplet`.
+
     >>> x = torch.tensor([[0.0], [1.0], [3.0], [4.0]])
     >>> identity, camera = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
     >>> camera_triplet(x, identity, camera, margin=2.5).item()  # every anchor: 1 - 3 + 2.5
@@ -94,13 +99,16 @@ def _mined(embedding_BD: Tensor, identity_B: Tensor, margin: float | None, soft:
     distance_BB, positive_BB = _distances(embedding_BD, identity_B, margin)
     if soft:
         positive_weight_BB = distance_BB.masked_fill(~positive_BB, -torch.inf).softmax(dim=1)
-        negative_weight_BB = (-distance_BB).masked_fill(positive_BB, -torch.inf).softmax(dim=1)
-        return (positive_weight_BB * distance_BB).sum(dim=1), (negative_weight_BB * distance_BB).sum(dim=1)
+        # A softmax over nothing is NaN, also in its gradient: a row without negatives is weighed whole, then put away.
+        lonely_B1 = positive_BB.all(dim=1, keepdim=True)
+        negative_weight_BB = (-distance_BB).masked_fill(positive_BB & ~lonely_B1, -torch.inf).softmax(dim=1)
+        negative_distance_B = (negative_weight_BB * distance_BB).sum(dim=1).masked_fill(lonely_B1[:, 0], torch.inf)
+        return (positive_weight_BB * distance_BB).sum(dim=1), negative_distance_B
     return _hardest(distance_BB, positive_BB, ~positive_BB)
 
 
 def _hardest(distance_BB: Tensor, positive_BB: Tensor, negative_BB: Tensor) -> tuple[Tensor, Tensor]:
-    """Each anchor's distance to its furthest positive and to its nearest negative."""
+    """Each anchor's distance to its furthest positive and to its nearest negative; infinite where there is none."""
     # max and min send the gradient to one of several equally far images; amax would split it between them.
     positive_distance_B = distance_BB.masked_fill(~positive_BB, -torch.inf).max(dim=1).values
     negative_distance_B = distance_BB.masked_fill(~negative_BB, torch.inf).min(dim=1).values
@@ -122,10 +130,7 @@ def _distances(embedding_BD: Tensor, identity_B: Tensor, margin: float | None) -
         distance_BB = (square_B[:, None] + square_B[None, :] - 2 * x_BD @ x_BD.T).clamp_min(1e-12).sqrt()
         # Rounding leaves a few 1e-4 on the diagonal of the expanded square; the true distance is 0.
         distance_BB = distance_BB.masked_fill(torch.eye(len(x_BD), dtype=torch.bool, device=x_BD.device), 1e-6)
-    positive_BB = identity_B[:, None] == identity_B[None, :]
-    if positive_BB.all(dim=1).any():
-        raise ValueError(f"a triplet needs at least two identities in the batch, got {identity_B.unique().tolist()}")
-    return distance_BB, positive_BB
+    return distance_BB, identity_B[:, None] == identity_B[None, :]
 
 
 def _ranking(positive_distance_B: Tensor, negative_distance_B: Tensor, margin: float | None) -> Tensor:

@@ -52,8 +52,8 @@ class Augmentation:
         views_BCHW = normalised(flipped_and_cropped(frames_BCHW, draws_BV[:, :3], pad), self.pixels)
         if self.erase == 0:
             return views_BCHW
-        fill = torch.tensor(MEAN if self.erase_fill == "mean" else (0.0, 0.0, 0.0), device=views_BCHW.device)
-        return torch.where(erased_area(views_BCHW, draws_BV[:, 3:7]), fill.view(1, 3, 1, 1), views_BCHW)
+        fill = _fill(self.erase_fill, views_BCHW.device)
+        return torch.where(erased_area(views_BCHW, draws_BV[:, 3:7]), fill, views_BCHW)
 
 
 def flipped_and_cropped(frames_BCHW: Tensor, draws_B3: Tensor, pad: int) -> Tensor:
@@ -119,6 +119,11 @@ def _statistics(pixels: str | Pixels, device: torch.device) -> tuple[Tensor, Ten
     values = PIXELS[pixels] if isinstance(pixels, str) else pixels
     mean, std = (torch.tensor(three, device=device).view(1, 3, 1, 1) for three in values)
     return mean, std
+
+
+@cache
+def _fill(erase_fill: str, device: torch.device) -> Tensor:
+    return torch.tensor(MEAN if erase_fill == "mean" else (0.0, 0.0, 0.0), device=device).view(1, 3, 1, 1)
 
 
 def _inside(length_B: Tensor, position_B: Tensor, pixels: int) -> Tensor:

@@ -247,6 +247,18 @@ def printable(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
 
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Raises ValueError unless every label is one of the classes of a network, 0 … classes - 1.
+
+    To be called once, where the labels are on the host: a loss that looked would wait for the device at every step.
+    """
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(
+            f"labels must be 0 to {classes - 1}, the classes of the classifier, got {labels.min()} to {labels.max()}; "
+            f"is this the data the networks were made for?"
+        )
+
+
 def decode(data: bytes) -> Image.Image:
     """An RGB image, turned upright; transparency is laid on white, wide greys are scaled to 8 bits.
 

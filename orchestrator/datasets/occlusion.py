@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -239,8 +240,12 @@ def _varied(patch_4HW: Tensor, draws: list[float], size: tuple[int, int]) -> Ten
 
 
 def _grey(images_BCHW: Tensor) -> Tensor:
-    weights = torch.tensor([0.299, 0.587, 0.114], device=images_BCHW.device).view(1, 3, 1, 1)
-    return (images_BCHW * weights).sum(dim=1, keepdim=True)
+    return (images_BCHW * _luma(images_BCHW.device)).sum(dim=1, keepdim=True)
+
+
+@cache  # a copy to the device in every step would make a GPU wait
+def _luma(device: torch.device) -> Tensor:
+    return torch.tensor([0.299, 0.587, 0.114], device=device).view(1, 3, 1, 1)
 
 
 # --- Drawing ----------------------------------------------------------------------------------------------------------

@@ -24,8 +24,10 @@ def identity_batches(identity: np.ndarray, identities: int, images: int, key: tu
     fewer than P identities have groups left.
 
     Raises:
-        ValueError: fewer than P identities.
+        ValueError: fewer than P identities, or P below 2: losses on labels need another identity in every batch.
     """
+    if identities < 2:
+        raise ValueError(f"a batch must hold images of at least 2 identities, got {identities}")
     rng = np.random.default_rng(np.random.SeedSequence(key))
     order = np.argsort(identity, kind="stable")
     bounds = np.flatnonzero(np.diff(identity[order])) + 1

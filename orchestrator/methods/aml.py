@@ -48,8 +48,8 @@ def terms(recipe: Recipe, pairs: Pairs) -> dict[str, Tensor]:
         found["regression"] = regression(student_BD, pairs.teacher_BD)
     if recipe.variant != "regression":
         pool_BD = student_BD if recipe.symmetric else pairs.teacher_BD
-        anchor_A, positive_A, negative_AN = mine(student_BD, pool_BD, pairs.label_B, recipe.negatives)
-        tuples = student_BD[anchor_A], pool_BD[positive_A], pool_BD[negative_AN], recipe.margin
+        positive_B, negative_BN, counted_B = mine(student_BD, pool_BD, pairs.label_B, recipe.negatives)
+        tuples = student_BD, pool_BD[positive_B], pool_BD[negative_BN], recipe.margin, counted_B
         if recipe.variant == "triplet":
             found["triplet"] = triplet(*tuples)
         else:

@@ -86,24 +86,16 @@ class SUReID(Task):
             return Losses({}, {})
         label_B = distributed.gather(batch["label"].repeat(recipe.num_views))
         camera_B = distributed.gather(batch["camera"].repeat(recipe.num_views))
-        classes = self.student.classifier.out_features
-        # On a GPU this would wait for the device at every step; there torch's own assertion stops the run.
-        if not label_B.is_cuda and not 0 <= int(label_B.min()) <= int(label_B.max()) < classes:
-            raise ValueError(
-                f"labels must be 0 to {classes - 1}, the classes of the classifier, got {int(label_B.min())} to "
-                f"{int(label_B.max())}; is this the data the networks were made for?"
-            )
         with full_precision(neck_BD):
             logits_BC = self.student.classifier(neck_BD)
             identity = F.cross_entropy(logits_BC, label_B, label_smoothing=recipe.labelled.label_smoothing)
         # Mined over both views together, or in each on its own. Rows are ranks × views × images.
         groups = recipe.num_views if recipe.views.noda_triplet == "per_view" else 1
-        view_B = torch.arange(groups, device=label_B.device).repeat_interleave(
-            len(batch["label"]) * recipe.num_views // groups
-        )
-        view_B = view_B.repeat(distributed.world_size())
-        mined = [self._triplet(*(x[view_B == view] for x in (feature_BD, label_B, camera_B))) for view in range(groups)]
-        triplet = torch.stack(mined).mean()
+        of_view = [
+            x.unflatten(0, (distributed.world_size(), groups, -1)).transpose(0, 1).flatten(1, 2)
+            for x in (feature_BD, label_B, camera_B)
+        ]
+        triplet = torch.stack([self._triplet(*view) for view in zip(*of_view, strict=True)]).mean()
         return Losses({"identity": identity, "triplet": triplet}, {"identity": recipe.beta, "triplet": recipe.beta})
 
     def _triplet(self, feature_BD: Tensor, label_B: Tensor, camera_B: Tensor) -> Tensor:

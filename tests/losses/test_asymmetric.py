@@ -193,10 +193,11 @@ def test_tuples_equal_the_loops():
     student, teacher = pair(9)
     label = torch.tensor([0, 1, 0, 2, 1, 0, 3, 4, 3])
     s, t = map(unit, arrays(student, teacher))
-    anchors, positives, negatives = aml.mine(student, teacher, label, negatives=3)
-    assert anchors.tolist() == [0, 1, 2, 4, 5, 6, 8]  # identities 2 and 4 are alone
+    positives, negatives, counted = aml.mine(student, teacher, label, negatives=3)
+    anchors = torch.tensor([0, 1, 2, 4, 5, 6, 8])  # identities 2 and 4 are alone
+    assert counted.nonzero().flatten().tolist() == anchors.tolist()
     contrastive = triplet = 0.0
-    for a, p, row in zip(anchors.tolist(), positives.tolist(), negatives.tolist(), strict=True):
+    for a, p, row in zip(anchors.tolist(), positives[anchors].tolist(), negatives[anchors].tolist(), strict=True):
         same = [j % 9 for j in range(a + 1, a + 9) if label[j % 9] == label[a]]
         assert p == same[0]
         others = [j for j in range(9) if label[j] != label[a]]
@@ -207,19 +208,37 @@ def test_tuples_equal_the_loops():
             far = np.linalg.norm(s[a] - t[j] + 1e-6)
             contrastive += max(0, 0.7 - far) ** 2 / 2
             triplet += max(0, near**2 - far**2 + 0.1)
-    given = student[anchors], teacher[positives], teacher[negatives]
-    assert aml.contrastive(*given).item() == pytest.approx(contrastive, rel=1e-9)
-    assert aml.triplet(*given).item() == pytest.approx(triplet, rel=1e-9)
-    assert torch.autograd.gradcheck(lambda x: aml.contrastive(x, *given[1:]) + aml.triplet(x, *given[1:]), given[0])
+    chosen = student[anchors], teacher[positives[anchors]], teacher[negatives[anchors]]
+    everyone = student, teacher[positives], teacher[negatives]
+    for loss, margin, expected in ((aml.contrastive, 0.7, contrastive), (aml.triplet, 0.1, triplet)):
+        found = loss(*everyone, margin, counted)
+        assert loss(*chosen).item() == pytest.approx(expected, rel=1e-9)
+        assert found.item() == pytest.approx(expected, rel=1e-9)
+        gradients = [torch.autograd.grad(value, student, retain_graph=True)[0] for value in (found, loss(*chosen))]
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
+        assert torch.autograd.gradcheck(lambda x, f=loss, m=margin: f(x, *everyone[1:], m, counted), student)
 
 
-def test_no_positive_in_the_batch_is_no_tuple_and_no_loss():
-    student, teacher = pair(6)
-    anchors, positives, negatives = aml.mine(student, teacher, torch.arange(6))
-    assert len(anchors) == 0 and negatives.shape == (0, 5)
-    loss = aml.contrastive(student[anchors], teacher[positives], teacher[negatives])
-    loss.backward()
-    assert loss.item() == 0 and student.grad.abs().max() == 0
+@pytest.mark.parametrize(
+    "label",
+    [
+        torch.arange(6),  # no positives
+        torch.zeros(6, dtype=torch.long),  # one identity: no negatives
+        torch.tensor([0, 0, 0, 0, 1, 2]),  # not enough negatives where there are positives, and the reverse
+    ],
+)
+@pytest.mark.parametrize("loss", [aml.contrastive, aml.triplet])
+def test_a_batch_without_tuples_has_no_loss(label, loss):
+    student, teacher = (x.detach().clone() for x in pair(6))
+    student[0] = teacher[1] = 0
+    student[3] = student[2]
+    student.requires_grad_()
+    positives, negatives, counted = aml.mine(student, teacher, label, negatives=5 if label.max() != 2 else 3)
+    assert not counted.any() and negatives.shape == (6, len(negatives[0]))
+    with torch.autograd.set_detect_anomaly(True):
+        value = loss(student, teacher[positives], teacher[negatives], counted_A=counted)
+        value.backward()
+    assert value.item() == 0 and student.grad.abs().max() == 0
 
 
 def test_local_distance_counts_trusted_positions_only():
@@ -396,7 +415,8 @@ def test_chunks_of_rows_give_the_same_as_one(monkeypatch):
         (lambda s, t: cckd.kernel_congruence(s, t, order=0), "order at least 1"),
         (lambda s, t: aml.contrastive(s, t, t[None], 0.7), "need anchors"),
         (lambda s, t: aml.triplet(s, t, t[:, None], -0.1), "margin must be at least 0"),
-        (lambda s, t: aml.mine(s, t, torch.tensor([0, 0, 0, 0, 0, 1, 1])), "2 images of other identities, 5 are"),
+        (lambda s, t: aml.triplet(s, t, t[:, None], counted_A=torch.ones(3)), "one flag for each of 7 tuples"),
+        (lambda s, t: aml.mine(s, t, torch.arange(7), negatives=7), "7 images has no 7 negatives"),
         (lambda s, t: ugd.local_distance(s, t, torch.ones(7)), "one flag per position"),
     ],
 )

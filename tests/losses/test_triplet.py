@@ -51,10 +51,28 @@ def test_duplicates_and_half_precision_stay_finite():
     assert torch.isfinite(x.grad).all()
 
 
+@pytest.mark.parametrize("loss", [batch_hard_triplet, batch_soft_triplet])
+@pytest.mark.parametrize("margin", [0.3, None])
+def test_one_identity_has_no_negatives_and_no_loss(loss, margin):
+    x, identity = batch()
+    with torch.autograd.set_detect_anomaly(True):
+        value = loss(x, torch.zeros_like(identity), margin)
+        value.backward()
+    assert value.item() == 0 and x.grad.abs().max() == 0
+    assert torch.autograd.gradcheck(lambda x: loss(x, torch.zeros_like(identity), margin), (x,))
+
+
+@pytest.mark.parametrize("loss", [batch_hard_triplet, batch_soft_triplet])
+def test_equal_and_zero_rows_have_finite_gradients(loss):
+    x = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]], requires_grad=True)
+    with torch.autograd.set_detect_anomaly(True):
+        loss(x, torch.tensor([0, 0, 0, 1]), None).backward()
+    assert x.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, y: (x, torch.zeros_like(y)), "at least two identities"),
         (lambda x, y: (x, y[:3]), "one identity per row"),
         (lambda x, y: (x, y, -0.1), "margin must be at least 0"),
     ],

@@ -201,6 +201,7 @@ def test_shares_tile_the_batch():
     [
         (lambda: shuffled_batches(4, 5, (0,)), "a batch of 5 images is more than the 4"),
         (lambda: identity_batches(np.array([0, 0, 1]), 3, 2, (0,)), "a batch of 3 identities is more than the 2"),
+        (lambda: identity_batches(np.array([0, 0, 1]), 1, 2, (0,)), "at least 2 identities, got 1"),
     ],
 )
 def test_batches_that_cannot_be_filled(call, message):

@@ -17,7 +17,7 @@ from models.network import identity
 from models.token_pruning import PrunedViT
 from orchestrator import cache, checkpoint, find, published
 from orchestrator.datasets import occlusion
-from orchestrator.datasets.images import ImageSet, fetch
+from orchestrator.datasets.images import ImageSet, check_labels, fetch
 from orchestrator.datasets.occlusion import Occluders
 from orchestrator.families.retrieval import data, search
 from orchestrator.families.retrieval.recipe import METRICS, networks_precision
@@ -171,6 +171,8 @@ class TokenPruning(Method):
         config = student_config(recipe, train.num_identities, len(known_cameras(train)))
         start = recipe.student
         student = PrunedViT(config, start.pretrained, start.weights, start.drop_path, recipe.patches.pos_resize)
+        if student.classifier is not None:
+            check_labels(train.labels, student.classifier.out_features)
         task = self.task(recipe, student, _open_teacher(prepared)).to(where.device)
         # Equal weights on all ranks, but not equal paths dropped.
         torch.manual_seed(int(np.random.SeedSequence((seed, where.rank, 4)).generate_state(1)[0]))
