@@ -60,9 +60,7 @@ def main(
     with command.runner(in_process) as runner:
         gpus = command.gpus_of(runner, gpus_per_worker)
         at_once = runner.concurrent(workers, gpus, concurrent)
-        plan = plans.new_plan(
-            name, space, f"{name} on {on}", on, recipes, place, uri, total, at_once, workers, gpus
-        )
+        plan = plans.new_plan(name, space, f"{name} on {on}", on, recipes, place, uri, total, at_once, workers, gpus)
         _run(plan, runner)
 
 

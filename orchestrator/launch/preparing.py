@@ -295,4 +295,3 @@ def _teacher(need: Need, folder: Path, place: Place) -> Ready:
     model, facts = checkpoint.load_model(path)
     told = {"teacher_run": facts.get("run_id", ""), "sha256": cache.file_hash(path)}
     return Ready(need.key, need.kind, str(path.relative_to(place.storage)), cache.weights_hash(model), told)
-

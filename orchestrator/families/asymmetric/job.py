@@ -468,9 +468,7 @@ def _check_classifier(need: Need, after: Mapping[str, Ready], place: Place) -> R
             f"the classifier beside {path} is {tuple(classifier.weight.shape)}, this data set needs {shape}"
         )
     fingerprint = cache.weights_hash(classifier)
-    return Ready(
-        need.key, need.kind, after["teacher"].path, fingerprint, {"classifier_fingerprint": fingerprint}
-    )
+    return Ready(need.key, need.kind, after["teacher"].path, fingerprint, {"classifier_fingerprint": fingerprint})
 
 
 def _references(need: Need, after: Mapping[str, Ready], recipe: AsymmetricRecipe, where: Where) -> Ready:

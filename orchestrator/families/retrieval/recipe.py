@@ -100,9 +100,7 @@ NOT_IN_THE_WEIGHTS = ("run.", "data.", "ap", "train.evaluate_every", "views.occl
 def check_labelled(labelled: int, what: str, workers: int) -> None:
     """Raises ValueError unless a P × K batch divides evenly among the workers."""
     if labelled % workers:
-        raise ValueError(
-            f"a batch of {what} = {labelled} images cannot be shared evenly by {workers} workers"
-        )
+        raise ValueError(f"a batch of {what} = {labelled} images cannot be shared evenly by {workers} workers")
 
 
 def check(recipe: EmbedderRecipe, workers: int = 1) -> None:

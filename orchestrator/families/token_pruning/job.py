@@ -200,9 +200,7 @@ class TokenPruning(Method):
         self, student: PrunedViT, recipe: PruningRecipe, prepared: Prepared, evaluation: Evaluation, where: Where
     ) -> dict[str, Picture]:
         """Retrieval panel, dropped tokens (figure 6), map of a few identities (figure 4), and the training views."""
-        return pictures(
-            recipe, open_all(recipe, prepared), student.to(where.device), evaluation.found, where.device
-        )
+        return pictures(recipe, open_all(recipe, prepared), student.to(where.device), evaluation.found, where.device)
 
     def networks(self, recipe: PruningRecipe) -> tuple[str, str]:
         size = recipe.student.size
