@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,20 +63,15 @@ def cluster(dashboard: bool = True) -> Iterator[None]:
 
 
 def _home_for_tokens() -> None:
-    """Where the home folder cannot be written, the token of the local cluster goes to the temporary folder."""
-    import tempfile
-
-    home = Path("~/.ray").expanduser()
-    if "RAY_AUTH_TOKEN_PATH" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
-        return
+    """Ray stores the token of a local cluster in the home folder; where that cannot be written, it is given one."""
+    folder = Path("~/.ray").expanduser()
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        writable = os.access(home, os.W_OK)
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
     except OSError:
         writable = False
     if not writable:
-        folder = Path(tempfile.mkdtemp(prefix="ray-token-"))
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder / "auth_token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def capacity() -> Capacity:
@@ -135,12 +131,13 @@ def call(function: str, values: Mapping[str, Any], network: bool, progress: Repo
         while not ray.wait([waiting], timeout=0.3)[0]:
             with contextlib.suppress(OSError, ValueError):
                 progress(*json.loads(note.read_text()))
-        try:
-            return ray.get(waiting)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, ValueError | OSError) else error from None
-    finally:
+        return ray.get(waiting)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, ValueError | OSError) else error from None
+    except KeyboardInterrupt:
         ray.cancel(waiting, force=True)
+        raise
+    finally:
         note.unlink(missing_ok=True)
 
 

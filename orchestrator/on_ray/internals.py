@@ -8,7 +8,20 @@ from typing import Any
 import ray
 from ray.train.backend import Backend, BackendConfig
 
+# The trainer of the second version of Ray Train without any framework. Upgrade: a public name for it.
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
 from orchestrator.on_ray.trial import free_address, meet_at
+
+
+__all__ = [
+    "DataParallelTrainer",
+    "Rendezvous",
+    "claim_of",
+    "claim_placement_group",
+    "remove_placement_group",
+    "worker_groups",
+]
 
 
 class _MeetingPoint(Backend):

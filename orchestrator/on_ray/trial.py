@@ -31,10 +31,9 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     each. The workers join their process group themselves.
     """
     import ray.train
-    from ray.train.data_parallel_trainer import DataParallelTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from orchestrator.on_ray.internals import Rendezvous
+    from orchestrator.on_ray.internals import DataParallelTrainer, Rendezvous
 
     resources = {"CPU": 1, "GPU": job["gpus_per_worker"]} if job["gpus_per_worker"] else {"CPU": job["threads"]}
     trainer = DataParallelTrainer(

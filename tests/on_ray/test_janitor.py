@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from orchestrator import on_ray
-from orchestrator.on_ray import Janitor
+from orchestrator.on_ray import internals, janitor
+from orchestrator.on_ray.janitor import Janitor
 
 
 @dataclass
@@ -18,13 +18,12 @@ class Cluster:
 
     def __init__(self, monkeypatch):
         self.now, self.groups, self.claims, self.killed = 0.0, [], {}, []
-        monkeypatch.setattr(on_ray.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(on_ray, "_worker_groups", lambda: [g.encode().hex() for g in self.groups])
-        monkeypatch.setattr(on_ray, "_claim", lambda trial: self.claims.get(trial, ("", None)))
-        monkeypatch.setattr(on_ray.ray, "kill", self.killed.append)
-        monkeypatch.setattr(on_ray, "PlacementGroup", lambda identifier: identifier)
-        monkeypatch.setattr(on_ray.ray._raylet, "PlacementGroupID", lambda raw: raw.decode())
-        monkeypatch.setattr(on_ray.ray.util, "remove_placement_group", self.groups.remove)
+        monkeypatch.setattr(janitor.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(internals, "worker_groups", lambda: [g.encode().hex() for g in self.groups])
+        monkeypatch.setattr(internals, "claim_of", lambda trial: self.claims.get(trial, ("", None)))
+        monkeypatch.setattr(janitor.ray, "kill", self.killed.append)
+        removed = lambda group: self.groups.remove(bytes.fromhex(group).decode())  # noqa: E731
+        monkeypatch.setattr(internals, "remove_placement_group", removed)
         self.janitor = Janitor()
 
     def claim(self, trial: str, group: str) -> None:
