@@ -244,11 +244,13 @@ def index(images: ImageSet, root: str | Path, progress: Report = silent) -> Rows
 
     def rows() -> Iterator[Block]:
         checksum = getattr(images.reader, "checksum", None)
-        look = partial(_hash_and_decode, images) if checksum is None else lambda key: (checksum(key), _PLAIN)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for part in _ranges(len(images), _INDEX_BLOCK):
                 keys = [images.keys[i] for i in part]
-                found = list(pool.map(look, keys))
+                if checksum is None:
+                    found = list(pool.map(partial(_hash_and_decode, images), keys))
+                else:
+                    found = [(checksum(key), _PLAIN) for key in keys]
                 span = slice(part.start, part.stop)
                 labels = (images.identity[span], camera[span], images.labels[span])
                 yield {
