@@ -77,8 +77,7 @@ class Rows:
 
     def text(self, column: str) -> "Texts":
         """A column of texts, read from the memory map one by one."""
-        starts, chunks = self._chunks()[column]
-        return Texts(starts, chunks, len(self))
+        return Texts(self, column)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "manifest": self.manifest, "_columns": None}
@@ -106,21 +105,21 @@ class Rows:
 
 @dataclass(frozen=True)
 class Texts(Sequence[str]):
-    """Texts in the memory map of a cache."""
+    """Texts in the memory map of a cache; as picklable as the cache."""
 
-    starts: np.ndarray
-    chunks: list[pa.Array]
-    count: int
+    rows: Rows
+    column: str
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> str:
-        if not -self.count <= index < self.count:
+        if not -len(self) <= index < len(self):
             raise IndexError(index)
-        index %= self.count
-        chunk = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.chunks[chunk][index - int(self.starts[chunk])].as_py()
+        starts, chunks = self.rows._chunks()[self.column]
+        index %= len(self)
+        chunk = int(np.searchsorted(starts, index, side="right")) - 1
+        return chunks[chunk][index - int(starts[chunk])].as_py()
 
 
 def ensure(

@@ -199,13 +199,24 @@ def read_record(uri: str, run_id: str) -> Record:
     return Record(run_id, stored["method"], stored["benchmark"], stored["recipe"], place, stored["facts"], prepared)
 
 
+def warm() -> None:
+    """Imports MLflow, so that a later call does not wait for it."""
+    _mlflow()
+
+
 class EpochLog:
     """Writes the epochs of one run; epochs that are there already are not written twice."""
 
     def __init__(self, uri: str, run_id: str):
-        self.client, self.run_id = client(uri), run_id
-        history = self.client.get_metric_history(run_id, "train/loss")
-        self.written = {metric.step for metric in history}
+        self.uri, self.run_id = uri, run_id
+
+    @functools.cached_property
+    def client(self) -> Any:
+        return client(self.uri)
+
+    @functools.cached_property
+    def written(self) -> set[int]:
+        return {metric.step for metric in self.client.get_metric_history(self.run_id, "train/loss")}
 
     def __call__(self, epoch: int, metrics: Mapping[str, float]) -> None:
         if epoch in self.written:

@@ -1,5 +1,6 @@
 """One trial in plain Python: names and numbers in, reports out. Ray and this process run the same."""
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -103,6 +104,8 @@ def work(
     prepared = Prepared.of(place, job["prepared"])
     experiment = method.experiment(recipe, prepared, where)
     log = tracking.EpochLog(job["tracking_uri"], job["run_id"]) if rank == 0 else None
+    if log is not None:  # MLflow takes seconds to import; the first epoch does not need it
+        threading.Thread(target=tracking.warm, daemon=True).start()
 
     def on_epoch(epoch: int, metrics: dict[str, float], state: Callable[[], State] | None) -> None:
         if log is not None:

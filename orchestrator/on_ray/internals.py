@@ -13,7 +13,6 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from orchestrator.on_ray.trial import free_address, meet_at
 
-
 __all__ = [
     "DataParallelTrainer",
     "Rendezvous",

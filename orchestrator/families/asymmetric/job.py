@@ -2,35 +2,29 @@
 
 # Shape legend: Q and G = queries and gallery, D = embedding width.
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from models.embedder import Embedder, EmbedderConfig
 from models.network import identity
 from orchestrator import cache, checkpoint, find, published
-from orchestrator.cache import Rows
-from orchestrator.datasets.augmentation import Augmentation
-from orchestrator.datasets.images import ImageSet, fetch
-from orchestrator.datasets.sampling import identity_batches, own_part, shuffled_batches
+from orchestrator.datasets.images import fetch
+from orchestrator.families.asymmetric.batches import LoadPairs, PairRequests
 from orchestrator.families.asymmetric.pairs import AsymmetricDistillation, Neighbours
 from orchestrator.families.asymmetric.recipe import AsymmetricRecipe, Distillation, check, is_supervised, used_views
+from orchestrator.families.asymmetric.teacher_side import EmbedViews, check_classifier, load_teacher, references
 from orchestrator.families.retrieval import data, search, supervised
 from orchestrator.families.retrieval import recipe as retrieval
-from orchestrator.families.retrieval.data import Source
 from orchestrator.families.retrieval.teacher import ready_file, teacher_need
 from orchestrator.method import Batch, Evaluation, Experiment, Method, Metric, Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report
 from orchestrator.pictures import Picture
 from orchestrator.recipe import flat, recipe_from
-
-_BLOCK = 256  # images of one forward pass of the teacher
 
 
 class AsymmetricMethod(Method):
@@ -144,12 +138,12 @@ class AsymmetricMethod(Method):
             table = cache.neighbours(rows, need.made_from["count"], place.folder("cache"), progress, verify=True)
             return data.ready_rows(need, table, place)
         if need.kind == "classifier":
-            return _check_classifier(need, after, place)
+            return check_classifier(need, after, place)
         if need.kind == "teacher file":
             return ready_file(need, place)
         recipe = recipe_from(self.recipes["demo"], need.how["recipe"])
         if need.kind == "references":
-            return _references(need, after, recipe, where)
+            return references(need, after, recipe, where)
         return self._make_embeddings(need, after, recipe, where, progress)
 
     def _make_embeddings(
@@ -172,11 +166,11 @@ class AsymmetricMethod(Method):
                     root, "embeddings", made_from, [cache.open_rows(place.folder(p.path)) for p in parts]
                 )
             return data.ready_rows(need, whole, place)
-        teacher = _load_teacher(place, after).to(where.device)
+        teacher = load_teacher(place, after).to(where.device)
         source = data.open_after(place, after, recipe.teacher.network.size)
         images = data.open_images(place, after["images"])
         outputs = self.distillation.teacher_outputs if "outputs" in transform else Distillation.teacher_outputs
-        embed = _EmbedViews(
+        embed = EmbedViews(
             partial(outputs, recipe), teacher, source, where.device, len(images) * views,
             recipe if "augmentation" not in transform else None,
         )  # fmt: skip
@@ -195,7 +189,7 @@ class AsymmetricMethod(Method):
             distilling and method.student_classifier
         )
         # Before the student, whose seed decides its weights and those of the method's heads after it.
-        teacher = _load_teacher(prepared.place, prepared) if distilling and recipe.views == "online" else None
+        teacher = load_teacher(prepared.place, prepared) if distilling and recipe.views == "online" else None
         classifier = _open_classifier(prepared) if distilling else None
         student = retrieval.build_embedder(
             recipe.student, recipe.embedding_dim, train.num_identities if classes else 0, recipe.train.seed
@@ -261,139 +255,6 @@ def method(paper: str, recipes: Mapping[str, AsymmetricRecipe], distillation: Di
     return AsymmetricMethod(paper, recipes, distillation)
 
 
-@dataclass(frozen=True)
-class PairRequests:
-    """An epoch's requests of one rank: (labelled part, distillation part), either of which may be None."""
-
-    recipe: AsymmetricRecipe
-    train: ImageSet
-    labelled: bool
-    distilling: bool
-
-    @property
-    def images_per_step(self) -> int:
-        labelled = self.recipe.labelled.images if self.labelled else 0
-        return labelled + (self.recipe.batch_size if self.distilling else 0)
-
-    def __call__(self, epoch: int, rank: int, world: int) -> Iterator[tuple[Any, Any]]:
-        labelled = self._labelled(epoch, rank, world) if self.labelled else None
-        distill = self._distill(epoch, rank, world) if self.distilling else None
-        if labelled and distill:
-            yield from zip(labelled, distill, strict=False)  # the shorter ends the epoch, as in the authors' code
-        elif labelled:
-            yield from ((request, None) for request in labelled)
-        else:
-            yield from ((None, request) for request in distill)
-
-    def _labelled(self, epoch: int, rank: int, world: int) -> Iterator[Any]:
-        recipe, (height, width) = self.recipe, self.recipe.student.size
-        requests = data.LabelledRequests(
-            self.train.identity, recipe.labelled, data.augmentation(recipe), width / height, recipe.train.seed,
-            recipe.augment.draw_steps,
-        )  # fmt: skip
-        return iter(requests(epoch, rank, world))
-
-    def _distill(self, epoch: int, rank: int, world: int) -> Iterator[tuple]:
-        """(image numbers, student draws, teacher draws, recorded view) of shuffled batches."""
-        recipe, seed = self.recipe, self.recipe.train.seed
-        if recipe.together == 1:
-            batches = shuffled_batches(len(self.train), recipe.batch_size, (seed, epoch, 3))
-        else:
-            identities = recipe.batch_size // recipe.together
-            batches = identity_batches(self.train.identity, identities, recipe.together, (seed, epoch, 3))
-        augment, steps = data.augmentation(recipe), recipe.augment.draw_steps
-
-        def drawn(size: tuple[int, int], stream: int) -> data.Drawn:
-            return data.Drawn(batches, augment, size[1] / size[0], (seed, epoch, stream), steps, rank, world)
-
-        own = drawn(recipe.student.size, 4)
-        teacher = None if recipe.coupled else drawn(recipe.teacher.network.size, 5)
-        views = np.zeros((1, batches.shape[1]), np.int64)
-        if recipe.views == "recorded":
-            rng = np.random.default_rng(np.random.SeedSequence((seed, epoch, 6)))
-            views = rng.integers(0, recipe.num_views, batches.shape)
-        slots = own_part(np.arange(recipe.batch_size), rank, world)
-        for step, (indices, draws) in enumerate(own):
-            if step == 0:
-                others = iter(teacher) if teacher is not None else None
-            teacher_draws = draws if others is None else next(others)[1]
-            yield indices, draws, teacher_draws, views[step % len(views), slots]
-
-
-@dataclass(frozen=True)
-class LoadPairs:
-    """Turns a request into what the task is given; picklable for loader processes."""
-
-    recipe: AsymmetricRecipe
-    labelled: data.LoadLabelled
-    teacher_frames: Source | None
-    targets: Rows | None
-
-    def __call__(self, request: tuple[Any, Any]) -> Batch:
-        labelled, distill = request
-        parts = {"labelled": self.labelled(labelled)} if labelled is not None else {}
-        return parts | ({"distill": self._distill(*distill)} if distill is not None else {})
-
-    def _distill(self, indices: np.ndarray, draws: np.ndarray, teacher_draws: np.ndarray, view: np.ndarray) -> Batch:
-        recipe, batch = self.recipe, self.labelled((indices, draws))
-        batch["image"] = torch.from_numpy(indices)
-        if self.targets is None:
-            batch["teacher_frames"] = torch.as_tensor(self.teacher_frames(indices))
-            batch["teacher_draws"] = torch.from_numpy(teacher_draws)
-            return batch
-        rows = indices * (recipe.num_views if recipe.views == "recorded" else 1) + view
-        batch["teacher"] = {
-            "embedding" if column == "value" else column: torch.from_numpy(self.targets(rows, column))
-            for column in self.targets.manifest["columns"]
-            if column != "draws"
-        }
-        if recipe.coupled:
-            batch["draws"] = torch.from_numpy(self.targets(rows, "draws"))
-        return batch
-
-
-@dataclass(frozen=True)
-class _EmbedViews:
-    """Row numbers -> columns of the teacher's outputs, a block at a time."""
-
-    outputs: Callable[[Embedder, Tensor], dict[str, Tensor]]
-    teacher: Embedder
-    source: Source
-    device: torch.device
-    total: int
-    recorded: AsymmetricRecipe | None  # whose augmentation is recorded; None = plain images
-
-    @torch.inference_mode()
-    def __call__(self, rows: np.ndarray) -> Iterator[dict[str, Tensor | np.ndarray]]:
-        recorded = None if self.recorded is None else _Recorded(self.recorded, self.total, self.teacher.pixels)
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            if recorded is None:
-                images_BCHW = search.model_input(self.teacher, self.source(block), self.device)
-                yield _columns(self.outputs(self.teacher, images_BCHW))
-                continue
-            frames = torch.as_tensor(self.source(block // recorded.views)).to(self.device)
-            draws = recorded.draws[block]
-            images_BCHW = recorded.augment(frames, torch.from_numpy(draws), recorded.pad)
-            yield _columns(self.outputs(self.teacher, images_BCHW), draws=draws)
-
-
-class _Recorded:
-    """The augmentation of recorded views, and the random numbers of all of them."""
-
-    def __init__(self, recipe: AsymmetricRecipe, total: int, pixels: Any):
-        height, width = recipe.teacher.network.size
-        self.augment: Augmentation = data.augmentation(recipe, pixels)
-        self.draws = self.augment.draw(total, width / height, (recipe.teacher.train.seed, 7))
-        self.pad, self.views = recipe.teacher.network.pad, recipe.num_views
-
-
-def _columns(outputs: dict[str, Tensor], **more: np.ndarray) -> dict[str, Tensor | np.ndarray]:
-    """Teacher outputs as cache columns: the embedding is the value, everything is float32 or whole numbers."""
-    outputs = {name: x.float() if x.is_floating_point() else x for name, x in outputs.items()}
-    return {"value": outputs.pop("embedding"), **outputs, **more}
-
-
 def _named(role: str, needs: Mapping[str, Need]) -> dict[str, Need]:
     return dict.fromkeys([role], *needs.values()) if needs else {}
 
@@ -431,13 +292,6 @@ def _teacher_training(recipe: AsymmetricRecipe) -> tuple[str, Any]:
     return recipe.data.name, training
 
 
-def _load_teacher(place: Place, after: Mapping[str, Ready]) -> Embedder:
-    teacher, _ = checkpoint.load_model(place.folder(after["teacher"].path))
-    if "classifier" in after:
-        teacher.classifier = checkpoint.load_classifier(place.folder(after["classifier"].path))
-    return teacher
-
-
 def _open_classifier(prepared: Prepared) -> torch.nn.Module | None:
     return checkpoint.load_classifier(prepared.path("classifier")) if "classifier" in prepared else None
 
@@ -450,41 +304,3 @@ def _open_neighbours(prepared: Prepared, device: torch.device) -> Neighbours | N
     rows = np.arange(len(nearest))
     tables = clean(rows), nearest(rows, "index").astype(np.int64), nearest(rows, "cosine")
     return Neighbours(*(torch.from_numpy(table).to(device) for table in tables))
-
-
-def _check_classifier(need: Need, after: Mapping[str, Ready], place: Place) -> Ready:
-    """Raises ValueError when the teacher's classifier is not known, or not of these classes."""
-    path = Path(place.folder(after["teacher"].path))
-    classifier = checkpoint.load_classifier(path)
-    shape = (data.open_images(place, after["train"]).num_identities, need.made_from["width"])
-    if classifier is None:
-        remedy = f"remove {path.parent} to train it again, or store" if after["teacher"].kind == "teacher" else "store"
-        raise ValueError(
-            f"this method needs the teacher's classifier, and {path.with_suffix('.classifier.safetensors')} does not "
-            f"exist; {remedy} a matrix 'weight' {shape} there, classes in order of identity"
-        )
-    if tuple(classifier.weight.shape) != shape:
-        raise ValueError(
-            f"the classifier beside {path} is {tuple(classifier.weight.shape)}, this data set needs {shape}"
-        )
-    fingerprint = cache.weights_hash(classifier)
-    return Ready(need.key, need.kind, after["teacher"].path, fingerprint, {"classifier_fingerprint": fingerprint})
-
-
-def _references(need: Need, after: Mapping[str, Ready], recipe: AsymmetricRecipe, where: Where) -> Ready:
-    place, device = where.place, where.device
-    found = data.open_data(Prepared(place, {role: after[role] for role in ("query", "gallery")}))
-    gallery_GD = search.whole(cache.open_rows(place.folder(after["embeddings"].path)), device)
-    query_QD = gallery_GD
-    if not found.leave_one_out:
-        teacher = _load_teacher(place, after).to(device)
-        images = {"images": after["query"], **({"pixels": after["pixels"]} if "pixels" in after else {})}
-        source = data.open_after(place, images, recipe.teacher.network.size)
-        query_QD = search.embed(teacher, source, len(found.query), device, workers=recipe.run.loader_workers)
-    chance_QD = search.random_rows(tuple(query_QD.shape), device)
-    told = {
-        "teacher": need.made_from["network"],
-        "teacher_fingerprint": after["teacher"].fingerprint,
-        "views": recipe.views + (f" ({recipe.num_views})" if recipe.views == "recorded" else ""),
-    }
-    return search.references(need, found, chance_QD, gallery_GD, query_QD, told)

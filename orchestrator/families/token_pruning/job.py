@@ -32,7 +32,7 @@ from orchestrator.families.token_pruning.networks import (
 )
 from orchestrator.families.token_pruning.opened import SIDES, Opened, camera_index, inputs, known_cameras, open_all
 from orchestrator.families.token_pruning.pictures import pictures
-from orchestrator.families.token_pruning.recipe import PruningRecipe
+from orchestrator.families.token_pruning.recipe import PruningRecipe, check_losses, check_selection
 from orchestrator.families.token_pruning.views import LoadViews, requests
 from orchestrator.method import Batch, Evaluation, Experiment, Method, Progress, Task, Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report
@@ -56,8 +56,8 @@ class TokenPruning(Method):
         """Raises ValueError for values that are allowed alone but not together."""
         find.dataset(recipe.data.name)
         check_batch(recipe, workers)
-        _check_losses(recipe)
-        _check_selection(recipe)
+        check_losses(recipe)
+        check_selection(recipe)
         check_networks(recipe)
 
     def needs(self, recipe: PruningRecipe, place: Place, purpose: Literal["train", "score"] = "train") -> dict:
@@ -246,30 +246,6 @@ class _ClassTokens:
             block = rows[start : start + _BLOCK]
             images_BCHW, camera_B = inputs(self.network, self.opened, "images", block, self.device)
             yield {"value": self.network.trained(images_BCHW, camera_B=camera_B).feature_BD.float()}
-
-
-def _check_losses(recipe: PruningRecipe) -> None:
-    if recipe.npkd and not recipe.alpha:
-        raise ValueError("alpha is 0, so the teacher would be trained and never used; set npkd to false as well")
-    if not recipe.beta and not recipe.npkd:
-        raise ValueError("nothing to train on: beta is 0 and npkd is off")
-    frozen, epochs = recipe.train.backbone_frozen_epochs, recipe.train.epochs
-    if frozen >= epochs:
-        raise ValueError(f"backbone_frozen_epochs ({frozen}) must be below epochs ({epochs})")
-    if recipe.labelled.evaluate_neck == "after" and not (recipe.labelled.neck == "bn" and recipe.classifies):
-        raise ValueError("evaluate_neck=after needs neck=bn and a loss that trains it: beta, or npkd with logit_weight")
-    if recipe.views.occluders == "folder" and recipe.noda:
-        if not recipe.views.occluder_folder:
-            raise ValueError("occluders=folder needs occluder_folder, a folder of RGB or RGBA pictures")
-        occlusion.pictures_in(recipe.views.occluder_folder)
-
-
-def _check_selection(recipe: PruningRecipe) -> None:
-    own = recipe.pruning
-    if own.selection != "predictor" and not recipe.hts:
-        raise ValueError(f"selection={own.selection} chooses among tokens, and hts is off; leave it at predictor")
-    if own.selection_seed and own.selection != "random":
-        raise ValueError(f"selection_seed={own.selection_seed} is of selection=random; leave it at 0")
 
 
 def _check_people(recipe: PruningRecipe, train: ImageSet) -> None:

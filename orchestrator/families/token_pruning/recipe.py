@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from models.token_pruning import Rounding
+from orchestrator.datasets import occlusion
 from orchestrator.families.retrieval.recipe import RetrievalRecipe
 from orchestrator.recipe import (
     Count,
@@ -174,3 +175,29 @@ class PruningRecipe(RetrievalRecipe):
     def classifies(self) -> bool:
         """Whether any loss trains the classifier, and so the neck."""
         return self.beta > 0 or (self.npkd and self.logit_weight > 0)
+
+
+def check_losses(recipe: PruningRecipe) -> None:
+    """Raises ValueError where nothing is trained, or a loss or a neck would have nothing to work on."""
+    if recipe.npkd and not recipe.alpha:
+        raise ValueError("alpha is 0, so the teacher would be trained and never used; set npkd to false as well")
+    if not recipe.beta and not recipe.npkd:
+        raise ValueError("nothing to train on: beta is 0 and npkd is off")
+    frozen, epochs = recipe.train.backbone_frozen_epochs, recipe.train.epochs
+    if frozen >= epochs:
+        raise ValueError(f"backbone_frozen_epochs ({frozen}) must be below epochs ({epochs})")
+    if recipe.labelled.evaluate_neck == "after" and not (recipe.labelled.neck == "bn" and recipe.classifies):
+        raise ValueError("evaluate_neck=after needs neck=bn and a loss that trains it: beta, or npkd with logit_weight")
+    if recipe.views.occluders == "folder" and recipe.noda:
+        if not recipe.views.occluder_folder:
+            raise ValueError("occluders=folder needs occluder_folder, a folder of RGB or RGBA pictures")
+        occlusion.pictures_in(recipe.views.occluder_folder)
+
+
+def check_selection(recipe: PruningRecipe) -> None:
+    """Raises ValueError for a choice of tokens where there is none."""
+    own = recipe.pruning
+    if own.selection != "predictor" and not recipe.hts:
+        raise ValueError(f"selection={own.selection} chooses among tokens, and hts is off; leave it at predictor")
+    if own.selection_seed and own.selection != "random":
+        raise ValueError(f"selection_seed={own.selection_seed} is of selection=random; leave it at 0")
