@@ -1,9 +1,14 @@
-# Everything a newcomer needs: make demo, make test. PYTHON chooses the interpreter, VENV the environment.
+# Everything a newcomer needs. PYTHON chooses the interpreter, VENV the environment.
+#   make demo     the main job on embedded data: a trained teacher, a sweep of eight students, a report
+#   make test     the default tests, minutes on two cores; the slowest are listed
+#   make slow     what needs longer: killed drivers, Ray's dashboard, full-size networks
+#   make check    lint, format, and that imports point down
+#   make clean    removes the environment and built packages
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow check clean
+.PHONY: demo test slow check install clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml
@@ -16,22 +21,23 @@ $(VENV)/.installed-dev: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@ $(VENV)/.installed
 
-# The main job on the embedded data: a trained teacher, a sweep of eight students, a report.
+# With what the tests need.
+install: $(VENV)/.installed-dev
+
 demo: $(VENV)/.installed
 	$(BIN)/python -m orchestrator.sweep d3still_beta_gamma
 	$(BIN)/python -m orchestrator.report d3still_beta_gamma
 
-test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not slow"
+test: install
+	$(BIN)/python -m pytest -q -m "not slow" --durations=15
 
-# What needs minutes: killed drivers, Ray's dashboard.
-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m slow
+slow: install
+	$(BIN)/python -m pytest -q -m slow --durations=15
 
-check: $(VENV)/.installed-dev
+check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 clean:
 	rm -rf $(VENV) dist build

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,13 @@ def listed(name: str, data_root: str, part: str) -> Any:
 def space(name: str) -> Any:
     """``SPACE`` of ``search_spaces/<name>.py``; raises ValueError with the near names."""
     return _found("search_spaces", "SPACE", name, "sweep", lambda: names("search_spaces"))
+
+
+def answer(name: str) -> Path | None:
+    """What was measured with a sweep, ``search_spaces/<name>.md``; None where nothing was."""
+    folder = next(iter(importlib.import_module("search_spaces").__path__))
+    path = Path(folder, f"{name}.md")
+    return path if path.is_file() else None
 
 
 def recipe(method_name: str, benchmark: str) -> Any:
