@@ -161,7 +161,7 @@ def test_unreadable_images_are_named_counted_and_only_skipped_on_request(tiny_ro
     (tmp_path / "good.png").write_bytes((tiny_root / load(str(tiny_root)).train.keys[0]).read_bytes())
     (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:300])
     (tmp_path / "gone.png").write_bytes(b"")
-    images = ImageSet("x", keys, np.array([0, 1, 2]), Folder(str(tmp_path), keys))
+    images = ImageSet("x", keys, np.array([0, 1, 2]), Folder(str(tmp_path)))
     with pytest.raises(OSError, match=r"x: 2 of 3 images cannot be read: bad.png, gone.png; .*skip_unreadable=true"):
         cache.indexed(images, tmp_path / "c")
     with pytest.warns(UserWarning, match="2 of 3 images cannot be read"):

@@ -28,7 +28,7 @@ def test_bad_spaces(arguments, message):
 def test_a_table_is_every_cell_with_every_seed():
     space = SearchSpace(method="m", question="q", cells={"x": {"a": 1}, "y": {}}, seeds=(0, 1), fix={"b": 2})
     assert [(p["cell"], p["seed"]) for p in space.table()] == [("x", 0), ("y", 0), ("x", 1), ("y", 1)]
-    assert space.settings({"cell": "x", "seed": 1}) == {"b": 2, "a": 1, "seed": 1}
+    assert space.settings({"cell": "x", "seed": 1}) == {"b": 2, "a": 1, "train.seed": 1}
 
 
 def test_choices_contain_their_options():
