@@ -187,7 +187,7 @@ class Method:
         return {}
 
     def networks(self, recipe: Any) -> tuple[str, str]:
-        """How printed tables name the networks of a recipe: (student, teacher), empty where there is none."""
+        """How printed tables name the networks of a recipe: (student, teacher), "none" where there is no teacher."""
         return "", ""
 
     def after_training(self, recipe: Any) -> frozenset[str]:
