@@ -98,7 +98,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics such as "val/map" as fractions, and what pictures are made from."""
+    """Metrics by name, rates as fractions, and what pictures are made from."""
 
     metrics: Mapping[str, float]
     found: Any = None  # of the family's own type; never logged
