@@ -8,6 +8,7 @@ The embedding is the raw output of the last batch norm, not L2-normalised: losse
 # Shape legend: B = batch, C = channels, D = embedding width, H and W = pixels, N = tokens.
 
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -183,5 +184,14 @@ def check_buildable(config: EmbedderConfig, pretrained: bool = False, weights: s
     check_start(config.backbone, config.width, pretrained and not weights)
     if weights and not Path(weights).is_file():
         raise ValueError(f"weights: there is no file {weights}")
-    with torch.random.fork_rng(devices=[]), torch.device("cpu" if is_own(config.backbone) else "meta"):
+    if is_own(config.backbone):
+        with torch.random.fork_rng(devices=[]):
+            Embedder(config)
+    else:
+        _build_of_timm(config)
+
+
+@lru_cache(maxsize=64)  # every row of a table asks for the same few networks, a second each
+def _build_of_timm(config: EmbedderConfig) -> None:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         Embedder(config)

@@ -321,10 +321,12 @@ def _camera(images: ImageSet) -> np.ndarray:
 def listing_digest(keys: Sequence[str], *labels: np.ndarray) -> str:
     """Of the keys and labels of a set; in blocks, so that millions of them need little memory."""
     parts = _ranges(len(keys), 65_536)
-    return streamed_digest(
-        ([keys[i] for i in part] for part in parts),
-        *((label[part.start : part.stop].tolist() for part in parts) for label in labels),
-    )
+    return streamed_digest(([keys[i] for i in part] for part in parts), *(_listed(label, parts) for label in labels))
+
+
+def _listed(values: np.ndarray, parts: Sequence[range]) -> Iterator[list[Any]]:
+    for part in parts:
+        yield values[part.start : part.stop].tolist()
 
 
 def _content_digest(images: ImageSet, hashes: Iterator[str]) -> str:

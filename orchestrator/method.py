@@ -98,7 +98,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics such as "val/map" as fractions, and what pictures are made from."""
+    """Metrics by name, rates as fractions, and what pictures are made from."""
 
     metrics: Mapping[str, float]
     found: Any = None  # of the family's own type; never logged
@@ -187,7 +187,7 @@ class Method:
         return {}
 
     def networks(self, recipe: Any) -> tuple[str, str]:
-        """How printed tables name the networks of a recipe: (student, teacher), empty where there is none."""
+        """How printed tables name the networks of a recipe: (student, teacher), "none" where there is no teacher."""
         return "", ""
 
     def after_training(self, recipe: Any) -> frozenset[str]:

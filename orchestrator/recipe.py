@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -125,7 +126,7 @@ def fields_of(recipe: Any) -> dict[str, Any]:
     ['name', 'part', 'fraction', 'skip_unreadable']
     """
     found: dict[str, Any] = {}
-    hints = get_type_hints(type(recipe), include_extras=True)
+    hints = _annotations(type(recipe))
     for own in dataclasses.fields(recipe):
         value = getattr(recipe, own.name)
         if dataclasses.is_dataclass(value):
@@ -133,6 +134,11 @@ def fields_of(recipe: Any) -> dict[str, Any]:
         else:
             found[own.name] = hints[own.name]
     return found
+
+
+@lru_cache(maxsize=256)  # a record is read field by field, each of which looks at all
+def _annotations(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def value_of(recipe: Any, path: str) -> Any:
@@ -151,7 +157,10 @@ def path_of(recipe: Any, name: str) -> str:
     >>> path_of(Recipe(), "epochs"), path_of(Teacher(), "epochs")
     ('train.epochs', 'train.epochs')
     """
-    paths = fields_of(recipe)
+    return _path(name, fields_of(recipe))
+
+
+def _path(name: str, paths: Mapping[str, Any]) -> str:
     if name in paths:
         return name
     meant = _meant(name, paths)
@@ -182,8 +191,11 @@ def check_field(recipe: Any, name: str, value: Any) -> Any:
     Raises:
         ValueError: unknown or ambiguous field, wrong type, or outside the field's range.
     """
-    path = path_of(recipe, name)
-    annotation = fields_of(recipe)[path]
+    paths = fields_of(recipe)
+    return _checked(name, paths[_path(name, paths)], value)
+
+
+def _checked(name: str, annotation: Any, value: Any) -> Any:
     bounds = next((a for a in get_args(annotation) if isinstance(a, Range)), None)
     if annotation == FilePath and value:
         value = str(Path(value).expanduser().absolute())
@@ -204,11 +216,12 @@ def changed(recipe: R, settings: Mapping[str, Any]) -> R:
         ValueError: as :func:`check_field`, or a field that is named twice.
     """
     values: dict[str, Any] = {}
+    paths = fields_of(recipe)
     for name, value in settings.items():
-        path = path_of(recipe, name)
+        path = _path(name, paths)
         if path in values:
             raise ValueError(f"{path} is set twice")
-        values[path] = check_field(recipe, name, value)
+        values[path] = _checked(name, paths[path], value)
     return _replaced(recipe, values)
 
 

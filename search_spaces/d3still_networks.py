@@ -6,17 +6,17 @@ not trained in minutes: made for a GPU and the paper's data sets (``--on inshop`
 
 from search_spaces._space import SearchSpace
 
-_RESNET101 = {"teacher": "resnet101.tv_in1k", "teacher_width": 1.0}
+_RESNET101 = {"teacher.name": "resnet101.tv_in1k", "teacher.width": 1.0}
 _SWIN = {
-    "teacher": "swinv2_tiny_window8_256.ms_in1k",
-    "teacher_width": 1.0,
-    "teacher_optimizer": "adamw",
-    "teacher_learning_rate": 1e-4,
+    "teacher.name": "swinv2_tiny_window8_256.ms_in1k",
+    "teacher.width": 1.0,
+    "teacher.optimizer": "adamw",
+    "teacher.rate": 1e-4,
 }
 _BLOCKS = {
-    "B": {"student": "resnet18.tv_in1k", "student_width": 1.0, **_RESNET101},
-    "C": {"student": "mobilenetv2_100.ra_in1k", "student_width": 1.0, **_RESNET101},
-    "D": {"student": "resnet18.tv_in1k", "student_width": 1.0, **_SWIN},
+    "B": {"student.name": "resnet18.tv_in1k", "student.width": 1.0, **_RESNET101},
+    "C": {"student.name": "mobilenetv2_100.ra_in1k", "student.width": 1.0, **_RESNET101},
+    "D": {"student.name": "resnet18.tv_in1k", "student.width": 1.0, **_SWIN},
 }
 _METHODS = {"FitNet": "fitnet", "CCKD": "cckd", "CSD": "csd", "RAML": "raml", "ROP": "rop", "D3still": "d3still"}
 

@@ -6,7 +6,7 @@ DeiT-S. On benchmarks with networks of a set width all rows have that width.
 
 from search_spaces._space import SearchSpace
 
-_PLAIN = {"hts": False, "npkd": False, "student": "vit_base_patch16_224.orig_in21k_ft_in1k"}
+_PLAIN = {"hts": False, "npkd": False, "student.name": "vit_base_patch16_224.orig_in21k_ft_in1k"}
 
 SPACE = SearchSpace(
     method="sureid",

@@ -99,8 +99,10 @@ def today(values: Mapping[str, Any], recipe: Any) -> dict[str, Any]:
     """A stored flat recipe as this version would store it."""
     if not is_old(values):
         return dict(values)
+    paths = fields_of(recipe)
+    was = {path: value for path, value in _NEW.items() if path in paths}  # a benchmark's own may differ by now
     seed = {"train.seed": values["seed"]} if "seed" in values else {}
-    return renamed({name: value for name, value in values.items() if name != "seed"}, recipe) | seed
+    return was | renamed({name: value for name, value in values.items() if name != "seed"}, recipe) | seed
 
 
 def is_old(values: Mapping[str, Any]) -> bool:
@@ -147,10 +149,12 @@ def told(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 _NOT_IN_A_NAME = (
     "pixel_cache", "loader_workers", "compile", "evaluate_every", "evaluate_on", "ap", "skip_unreadable",
 )  # fmt: skip
+# Fields that 0.3 did not have, and what it did.
 _NEW = {
     "data.fraction": 1.0,
     "augment.draw_steps": 0,
     "student.pixels": "imagenet",
+    "teacher.network.pixels": "imagenet",
     "student.weights": "",
     "run.checkpoint_every": 0,
 }

@@ -120,15 +120,20 @@ def _take(path: Path) -> bool:
 
 
 def _break(path: Path) -> None:
-    """Removes a lease whose holder is gone; of several that try, one succeeds."""
-    dead = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(path, dead)
-        holder = read(dead)
-        if holder is not None and not holder.is_gone:  # it was taken anew in the meantime: put it back
-            with contextlib.suppress(FileExistsError):
-                os.link(dead, path)
-        dead.unlink()
+    """Removes a lease whose holder is gone.
+
+    Only who holds a second file looks and removes; else a lease that was taken anew in between would go too.
+    """
+    guard = path.with_name(f"{path.name}.breaking")
+    if _take(guard):
+        holder = read(path)
+        if holder is not None and holder.is_gone:
+            path.unlink(missing_ok=True)
+        guard.unlink(missing_ok=True)
+    else:
+        breaking = read(guard)
+        if breaking is not None and breaking.is_gone:  # killed between the two lines above
+            guard.unlink(missing_ok=True)
 
 
 def _beat(path: Path, stop: threading.Event) -> None:

@@ -123,7 +123,7 @@ def storage() -> str:
 def space_data(space: SearchSpace) -> dict[str, Any]:
     """A space as plain values: a resumed sweep does not depend on a file that somebody has edited since."""
     tune = {name: [type(bounds).__name__, vars(bounds)] for name, bounds in space.tune.items()}
-    return {**{f.name: getattr(space, f.name) for f in fields(space)}, "tune": tune}
+    return json.loads(json.dumps({**{f.name: getattr(space, f.name) for f in fields(space)}, "tune": tune}))
 
 
 def single(method: str, seed: int = 0, question: str = "") -> SearchSpace:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator import cache
+from orchestrator import cache, find
 from orchestrator.datasets.folder import load
-from orchestrator.datasets.images import Folder, ImageSet
+from orchestrator.datasets.images import Chosen, Folder, ImageSet
+from orchestrator.needs import digest
 
 
 def blocks(rows=10, width=4, step=3, counter=None):
@@ -161,12 +162,12 @@ def test_unreadable_images_are_named_counted_and_only_skipped_on_request(tiny_ro
     (tmp_path / "good.png").write_bytes((tiny_root / load(str(tiny_root)).train.keys[0]).read_bytes())
     (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:300])
     (tmp_path / "gone.png").write_bytes(b"")
-    images = ImageSet("x", keys, np.array([0, 1, 2]), Folder(str(tmp_path), keys))
+    images = ImageSet("x", keys, np.array([0, 1, 2]), Folder(str(tmp_path)))
     with pytest.raises(OSError, match=r"x: 2 of 3 images cannot be read: bad.png, gone.png; .*skip_unreadable=true"):
         cache.indexed(images, tmp_path / "c")
     with pytest.warns(UserWarning, match="2 of 3 images cannot be read"):
         left = cache.indexed(images, tmp_path / "c", skip_unreadable=True)
-    assert left.keys == ("good.png",) and left.identity.tolist() == [0]
+    assert tuple(left.keys) == ("good.png",) and left.identity.tolist() == [0] and left.num_identities == 1
 
 
 def test_pixels_are_the_decoded_frames(tiny_root, tmp_path):
@@ -190,3 +191,197 @@ def test_nothing_warns_when_all_is_well(tmp_path):
         warnings.simplefilter("error")
         cache.ensure(tmp_path, "x", {"a": 1}, blocks())
         cache.ensure(tmp_path, "x", {"a": 1}, blocks(), verify=True)
+
+
+# --- Columns of text --------------------------------------------------------------------------------------------------
+
+WORDS = ["", "a/b.png", "Straße 7", "人.jpg", "x" * 300]
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 2**25])
+def test_texts_come_back_one_by_one(tmp_path, monkeypatch, batch_bytes):
+    monkeypatch.setattr(cache, "_BATCH_BYTES", batch_bytes)
+
+    def make():
+        for start in range(0, 5, 2):
+            part = WORDS[start : start + 2]
+            yield {"key": part, "value": np.arange(start, start + len(part), dtype=np.int64)[:, None]}
+
+    texts = cache.ensure(tmp_path, "x", {"a": 1}, make).text("key")
+    assert list(texts) == WORDS and len(texts) == 5 and texts[-1] == WORDS[-1] and texts[-5] == ""
+    for outside in (5, -6):
+        with pytest.raises(IndexError):
+            texts[outside]
+    assert Chosen(texts, np.array([4, 1])).listed() == (WORDS[4], WORDS[1])
+
+
+# --- The table of a set -----------------------------------------------------------------------------------------------
+
+
+class Untouched:
+    """A reader that nobody may ask."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AssertionError(f"{name} of a reader was used")
+
+
+def same(one: ImageSet, other: ImageSet) -> bool:
+    pairs = zip((one.identity, one.camera, one.labels), (other.identity, other.camera, other.labels), strict=True)
+    equal = all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in pairs)
+    return equal and tuple(one.keys) == tuple(other.keys) and one.name == other.name
+
+
+@pytest.mark.parametrize("side", ["train", "gallery"])
+def test_a_set_opened_from_its_table_is_the_listed_one_and_reads_no_file(tiny_root, tmp_path, side):
+    images = getattr(load(str(tiny_root)), side)
+    if side == "train":
+        images = ImageSet(images.name, images.keys, images.identity, images.reader)  # without cameras
+    table = cache.index(images, tmp_path)
+    checked = cache.checked(images, table)
+    opened = cache.open_index(table.folder, images.name, Untouched(), images.camera is not None, checked.fingerprint)
+    assert same(opened, images) and same(checked, images)
+    assert opened.fingerprint == checked.fingerprint != ""
+    assert opened.num_identities == images.num_identities
+
+
+def test_what_cannot_be_read_is_left_out_of_the_opened_set_too(tiny_root, tmp_path):
+    keys = [f"{name}.png" for name in "abcd"]
+    whole = (tiny_root / load(str(tiny_root)).train.keys[0]).read_bytes()
+    for key in keys:
+        (tmp_path / key).write_bytes(whole[:99] if key == "b.png" else whole)
+    images = ImageSet("x", keys, np.array([5, 6, 9, 9]), Folder(str(tmp_path)), np.array([1, 2, 3, 4]))
+    table = cache.index(images, tmp_path / "c")
+    with pytest.warns(UserWarning, match=r"x: 1 of 4 images cannot be read: b\.png; left out"):
+        checked = cache.checked(images, table, skip_unreadable=True)
+    opened = cache.open_index(table.folder, "x", Untouched(), True, checked.fingerprint)
+    for found in (opened, checked):
+        assert tuple(found.keys) == ("a.png", "c.png", "d.png") and found.camera.tolist() == [1, 3, 4]
+        assert found.labels.tolist() == [0, 1, 1], "classes are counted anew"
+    left = ImageSet("x", found.keys, found.identity, images.reader, found.camera)
+    assert cache.indexed(left, tmp_path / "c").fingerprint == checked.fingerprint
+
+
+def test_a_table_is_made_again_only_when_a_file_or_the_listing_changed(tiny_root, tmp_path, monkeypatch):
+    images = load(str(tiny_root)).gallery
+    first = cache.index(images, tmp_path)
+    monkeypatch.setattr(Folder, "read", lambda reader, key: pytest.fail(f"read {key}"))
+    assert cache.index(images, tmp_path).folder == first.folder
+    other = ImageSet(images.name, images.keys, images.identity + 1, images.reader, images.camera)
+    with pytest.raises(pytest.fail.Exception, match="read gallery/"):
+        cache.index(other, tmp_path)
+
+
+def test_a_reader_s_own_checksum_stands_for_reading(tmp_path):
+    class Known:
+        def checksum(self, key):
+            return key.encode().ljust(32)
+
+        def stamp(self, keys):
+            return "1"
+
+        def read(self, key):
+            raise AssertionError("read")
+
+    images = ImageSet("x", ("a", "b"), np.array([0, 1]), Known())
+    table = cache.index(images, tmp_path)
+    assert table([1], "sha256").tobytes() == b"b".ljust(32) and cache.checked(images, table).fingerprint
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_streamed_digests_are_those_of_the_whole(monkeypatch, count):
+    """In blocks of two: a set of millions has the fingerprint that it would have in one piece."""
+    ranges = cache._ranges
+    monkeypatch.setattr(cache, "_ranges", lambda total, step: ranges(total, 2))
+    keys, identity, camera = WORDS[:count], np.arange(count) * 3, np.arange(count) - 1
+    hashes = [f"{i:064x}" for i in range(count)]
+    images = ImageSet("x/ü", keys, identity, None, camera)
+    listed = [keys, identity.tolist(), camera.tolist()]
+    assert cache.listing_digest(keys, identity, camera) == digest(listed)
+    assert cache._content_digest(images, iter(hashes)) == digest(["x/ü", [*listed, "".join(hashes)]])
+    alone = ImageSet("x/ü", keys, identity, None)
+    expected = digest(["x/ü", [keys, identity.tolist(), [-1] * count, "".join(hashes)]])
+    assert cache._content_digest(alone, iter(hashes)) == expected
+
+
+# Of version 0.3: sweeps and students that it stored are compared with them.
+FINGERPRINTS = {
+    "demo": {
+        "train": "02e1454a0452b65fedf864a53aa20bd6fbc48ac4b8a3724d51b952925b99031f",
+        "query": "60b6d94c6542993adcd47b027db387e4e6b85c36777d74a0f97c07d8317042f9",
+        "gallery": "890f0c1a00081ba916a610099f872be951cb8fe68d5a8162d55eacff081840f2",
+    },
+    "demo_people": {
+        "train": "593f0ed2c5575fe384cb1f6edf927d270a3dc456ecaea7ade9a60695663a9a76",
+        "query": "c022973df903bf6b2db3d0777ea2eb8355cc83f31354bcb05b433e1a2c1dff33",
+        "gallery": "474fd9768614c739223137ddaaecb84da22974dd1369317b20ace8e8d5910933",
+    },
+}
+
+
+EVERY_SIDE = [(name, side) for name, sides in FINGERPRINTS.items() for side in sides]
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [pytest.param(*case, marks=() if case[1] == "query" else pytest.mark.slow) for case in EVERY_SIDE],
+)
+def test_fingerprints_are_those_of_03(name, side, tmp_path):
+    images = find.dataset(name)("").sets()[side]
+    assert cache.indexed(images, tmp_path).fingerprint == FINGERPRINTS[name][side]
+
+
+# --- Parts, presence, neighbours --------------------------------------------------------------------------------------
+
+
+def test_shards_are_one_table_without_a_copy(tmp_path):
+    def part(number: int) -> cache.Rows:
+        values = np.arange(4, dtype=np.float32).reshape(2, 2) + 10 * number
+        return cache.ensure(
+            tmp_path, "x", {"shard": number}, lambda: iter([{"value": values, "key": ["a", str(number)]}])
+        )
+
+    parts = [part(number) for number in range(3)]
+    whole = cache.joined(tmp_path, "x", {"a": 1}, parts)
+    assert len(whole) == 6 and whole([5, 0, 2]).tolist() == [[22, 23], [0, 1], [10, 11]]
+    assert whole.all().shape == (6, 2) and list(whole.text("key")) == ["a", "0", "a", "1", "a", "2"]
+    assert not (whole.folder / "data.arrow").exists() and whole.folders() == [rows.folder for rows in parts]
+    assert cache.joined(tmp_path, "x", {"a": 1}, parts).manifest == whole.manifest
+    assert cache.there(tmp_path, "x", {"a": 1}).manifest == whole.manifest
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(whole))([3]), [[12, 13]])
+    flip_a_bit(parts[1].folder)
+    with pytest.raises(cache.DamagedCache, match=r"content of data\.arrow has changed"):
+        cache.open_rows(whole.folder, verify=True)
+    truncate(parts[1].folder)
+    assert cache.there(tmp_path, "x", {"a": 1}) is None, "a table is as whole as its parts"
+
+
+def test_what_is_there_is_found_and_nothing_is_built(tmp_path):
+    assert cache.there(tmp_path / "none", "x", {"a": (1, 2)}) is None and not (tmp_path / "none").exists()
+    rows = cache.ensure(tmp_path, "x", {"a": (1, 2)}, blocks())
+    assert cache.there(tmp_path, "x", {"a": [1, 2]}).manifest == rows.manifest
+    assert cache.there(tmp_path, "x", {"a": [1, 3]}) is None
+    truncate(rows.folder)
+    assert cache.there(tmp_path, "x", {"a": [1, 2]}) is None
+    assert cache.folder_below(str(tmp_path), rows) == rows.folder.name
+
+
+@pytest.mark.parametrize(
+    ("top_k", "images", "count"),
+    [(2, 10_000, 256), (256, 10_000, 256), (257, 10_000, 512), (512, 10_000, 512), (513, 600, 600), (10, 40, 40)],
+)
+def test_a_table_of_neighbours_serves_a_sweep_over_their_number(top_k, images, count):
+    assert cache.neighbour_count(top_k, images) == count
+
+
+def test_neighbours_are_the_nearest_of_the_whole_set(tmp_path):
+    values = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    embedded = cache.ensure(tmp_path, "e", {"a": 1}, lambda: iter([{"value": values[:5]}, {"value": values[5:]}]))
+    found = cache.neighbours(embedded, 4, tmp_path)
+    normal = values / np.linalg.norm(values, axis=1, keepdims=True)
+    cosine = normal @ normal.T
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, :4]
+    assert found.all("index").tolist() == order.tolist() and (order[:, 0] == np.arange(9)).all()
+    np.testing.assert_allclose(found.all("cosine"), np.take_along_axis(cosine, order, 1), atol=1e-6)
+    assert cache.neighbours(embedded, 99, tmp_path).all("index").shape == (9, 9)

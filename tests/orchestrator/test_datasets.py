@@ -142,7 +142,7 @@ def test_transparency_is_laid_on_white():
 
 def test_truncated_image_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))[:900])
-    images = ImageSet("x", ("a.png",), np.array([0]), Folder(str(tmp_path), ("a.png",)))
+    images = ImageSet("x", ("a.png",), np.array([0]), Folder(str(tmp_path)))
     with pytest.raises(OSError, match=r"x: cannot read image 'a.png'"):
         Frames(images, (8, 8))([0])
 

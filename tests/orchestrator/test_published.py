@@ -89,8 +89,8 @@ def test_the_tables_of_sureid_are_complete_and_stand_beside_their_sweeps():
         assert all(p in beside for p in sureid.TABLES[table])
     recipe = find.recipe("sureid", "occluded_duke")
     full = next(p for p in sureid.TABLES["IV"] if p.row == "SUReID")
-    assert full.student == published.network(recipe.student, recipe.student_size)
-    assert full.teacher == published.network(recipe.teacher, recipe.student_size)
+    assert full.student == published.network(recipe.student.name, recipe.student.size)
+    assert full.teacher == published.network(recipe.teacher.network.name, recipe.student.size)
 
 
 def test_numbers_of_different_settings_are_never_of_one_benchmark():

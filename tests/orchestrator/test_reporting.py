@@ -8,19 +8,26 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from orchestrator import find, on_ray, published, reporting, tracking
+from orchestrator import find, published, reporting, tracking
 from orchestrator.launch import study
-from orchestrator.launch.plan import Plan, TrialRecord
-from orchestrator.method import Metric, changed, recipe_dict
+from orchestrator.launch.plan import Plan, TrialRecord, space_data
+from orchestrator.method import Metric
+from orchestrator.needs import Ready
+from orchestrator.recipe import Recipe, changed, fields_of, flat
 from orchestrator.reporting import printed, provenance, scores, summary, trial_table
 
 TEACHER = {
     "teacher": "ResNet101@256",
     "teacher_fingerprint": "x",
-    "teacher_metrics": {"teacher/map": 0.5, "teacher/rank1": 0.6},
-    "chance_metrics": {"chance/map": 0.01, "chance/rank1": 0.02},
+    "teacher_metrics": {"val/map": 0.5, "val/rank1": 0.6},
+    "chance_metrics": {"val/map": 0.01, "val/rank1": 0.02},
     "protocol": "query against gallery",
 }
+
+
+def told_by(told: dict) -> dict:
+    """What is ready of a variant, as a plan stores it."""
+    return Ready("", "references", "", "", told).plain()
 
 
 def make_plan(folder: Path | str, name: str, benchmark: str, prepared: dict | None = None, **settings) -> Plan:
@@ -32,12 +39,16 @@ def make_plan(folder: Path | str, name: str, benchmark: str, prepared: dict | No
         space=name,
         title=f"{name} on {benchmark}",
         benchmark=benchmark,
-        recipes={m: recipe_dict(recipe) for m, recipe in base.items()},
-        place={"storage": str(folder), "data_root": "/data"},
-        tracking_uri=tracking.tracking_uri(str(folder)),
+        recipes={m: flat(recipe) for m, recipe in base.items()},
+        place={"storage": str(Path(folder).parent), "data_root": "/data"},
+        tracking_uri=tracking.tracking_uri(str(Path(folder).parent)),
         trials=len(space.table()) if space.cells else 8,
-        facts={"version": "0", "prepared": {"a": TEACHER} if prepared is None else prepared},
-        space_data=on_ray.space_data(space),
+        facts={"version": "0"},
+        prepared={
+            name: {"references": told_by(told)}
+            for name, told in ({"a": TEACHER} if prepared is None else prepared).items()
+        },
+        space_data=space_data(space),
     )
 
 
@@ -47,8 +58,14 @@ def record(number: int, point: dict, status: str = "completed", **metrics: float
     return TrialRecord(number, status, point, 3, next(iter(named.values()), None), named, "", seconds=60.0)
 
 
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory) -> Path:
+    """One database for all reports: to make one takes seconds."""
+    return tmp_path_factory.mktemp("sweeps")
+
+
 @pytest.fixture
-def stored(tmp_path, monkeypatch):
+def stored(monkeypatch):
     """Gives records the runs that a real sweep would have logged, and hands them to the report."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
@@ -72,8 +89,8 @@ def stored(tmp_path, monkeypatch):
     return store
 
 
-def test_the_report_of_tuned_fields(tmp_path, stored):
-    plan = make_plan(tmp_path / "d3still_beta_gamma-inshop-1", "d3still_beta_gamma", "inshop", alpha=50)
+def test_the_report_of_tuned_fields(tmp_path, sweeps, stored):
+    plan = make_plan(sweeps / "d3still_beta_gamma-inshop-1", "d3still_beta_gamma", "inshop", alpha=50)
     points = [*plan.search_space.start, {"beta": 1.1, "gamma": 0.7}, {"beta": 0.03, "gamma": 1.9}]
     records = [record(n, dict(p), val_map=0.1 + n / 100, val_rank1=0.2, val_minp=0.05) for n, p in enumerate(points)]
     records[5] = dataclasses.replace(records[5], status="pruned")
@@ -105,8 +122,8 @@ def test_the_report_of_tuned_fields(tmp_path, stored):
     assert summary.write_report(plan)[1] == run_id, "again: the same summary run"
 
 
-def test_the_report_of_a_table(tmp_path, stored):
-    plan = make_plan(tmp_path / "sureid_components-occluded_duke-1", "sureid_components", "occluded_duke")
+def test_the_report_of_a_table(sweeps, stored):
+    plan = make_plan(sweeps / "sureid_components-occluded_duke-1", "sureid_components", "occluded_duke")
     points = [{"cell": cell, "seed": seed} for seed in (0, 1) for cell in plan.search_space.cells]
     records = [
         record(n, p, val_map=0.4 + n / 100, val_rank1=0.5, val_rank3=0.6, val_rank5=0.7) for n, p in enumerate(points)
@@ -171,12 +188,12 @@ def test_ours_stand_beside_the_same_networks_and_sides_only():
 
 def test_what_the_command_line_set_is_named():
     assert provenance.changed_settings(make_plan("/x", "asymmetric_baselines", "inshop")) == []
-    plan = make_plan("/x", "asymmetric_baselines", "inshop", epochs=1, student_size=(32, 48))
-    assert sorted(provenance.changed_settings(plan)) == ["epochs=1", "student_size=32x48"]
+    plan = make_plan("/x", "asymmetric_baselines", "inshop", **{"train.epochs": 1, "student.size": (32, 48)})
+    assert sorted(provenance.changed_settings(plan)) == ["student.size=32x48", "train.epochs=1"]
 
 
 def test_every_teacher_is_a_reference_once():
-    other = {**TEACHER, "teacher": "SwinV2-T@256", "teacher_fingerprint": "y", "teacher_metrics": {"teacher/map": 0.7}}
+    other = {**TEACHER, "teacher": "SwinV2-T@256", "teacher_fingerprint": "y", "teacher_metrics": {"val/map": 0.7}}
     plan = make_plan("/x", "d3still_networks", "inshop", {"a": TEACHER, "b": other, "c": TEACHER, "d": {}})
     assert [(r.kind, r.network, r.metrics["val/map"]) for r in provenance.references(plan)] == [
         ("teacher", "ResNet101@256", 0.5),
@@ -185,13 +202,12 @@ def test_every_teacher_is_a_reference_once():
     ]
 
 
-def test_a_method_has_its_own_metrics(tmp_path, stored, monkeypatch):
+def test_a_method_has_its_own_metrics(sweeps, stored, monkeypatch):
     """Rates at a false accept rate and milliseconds, without an mAP anywhere."""
     own = (Metric("faces/tar_1e-4", "TAR@1e-4"), Metric("faces/ms", "ms per pair", percent=False))
-    known = find.method
-    monkeypatch.setattr(find, "method", lambda name: dataclasses.replace(known(name), metrics=own))
-    prepared = {"a": {"teacher": "R100@112", "teacher_metrics": {"teacher/tar_1e-4": 0.9}}}
-    plan = make_plan(tmp_path / "sureid_noda-demo-1", "sureid_noda", "demo", prepared)
+    monkeypatch.setattr(find.method("sureid"), "metrics", own, raising=False)
+    prepared = {"a": {"teacher": "R100@112", "teacher_metrics": {"faces/tar_1e-4": 0.9}}}
+    plan = make_plan(sweeps / "sureid_noda-demo-1", "sureid_noda", "demo", prepared)
     plan = dataclasses.replace(plan, space_data={**plan.space_data, "metric": "faces/tar_1e-4"})
     cells = plan.search_space.cells
     measured = {"faces_tar_1e-4": 0.5, "faces_ms": 3.25}
@@ -211,8 +227,10 @@ def test_reports_name_no_metric_and_no_recipe_field():
     """What a method calls its scores and its numbers is the method's own business."""
     names = {m.name for method in find.methods() for m in find.method(method).metrics}
     names |= {name.rpartition("/")[2] for name in names}
-    names |= {f.name for method in find.methods() for f in dataclasses.fields(find.recipe(method, "demo"))}
+    shared = set(fields_of(Recipe()))  # what every job has may be read
+    paths = {path for method in find.methods() for path in fields_of(find.recipe(method, "demo"))} - shared
+    names |= paths | {path.rpartition(".")[2] for path in paths} | {path.partition(".")[0] for path in paths}
     sources = sorted(Path(reporting.__file__).parent.glob("*.py"))
-    written = {word for path in sources for word in re.findall(r'"([\w/]+)"', path.read_text())}
+    written = {word for path in sources for word in re.findall(r'"([\w/.]+)"', path.read_text())}
     # A kind of reference and the key of its name among the prepared facts; the heading of a column.
     assert written & names <= {"teacher", "epochs"}

@@ -12,9 +12,9 @@ from losses.sureid import feature_term
 from losses.triplet import batch_hard_triplet, camera_triplet
 from models.token_pruning import PrunedViT, gumbel_noise
 from orchestrator import checkpoint, export, figures, find, on_ray, published
-from orchestrator.fit import fit, to_device, training_state
-from orchestrator.launch.plan import Plan, TrialRecord
 from orchestrator.datasets.images import check_labels
+from orchestrator.fit import fit, training_state
+from orchestrator.launch.plan import Plan, TrialRecord
 from orchestrator.method import Losses, Place, changed, recipe_dict
 from orchestrator.methods import embedding, sureid_training
 from orchestrator.reporting import printed

@@ -1,6 +1,7 @@
 """Student and teacher of a recipe, and how the teacher is trained."""
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,15 @@ def check_networks(recipe: PruningRecipe) -> None:
         check_backbone(recipe.teacher.network.name)
         if not recipe.teacher.weights:
             _check_start(recipe.teacher.network, "teacher.network", recipe)
-    with torch.device("meta"):  # the network's own checks: stages, image size, heads; no memory, no weights
-        for network in [student_config(recipe), *([teacher_config(recipe)] if recipe.npkd else [])]:
-            PrunedViT(network)
+    for network in [student_config(recipe), *([teacher_config(recipe)] if recipe.npkd else [])]:
+        _check_buildable(network)
+
+
+@lru_cache(maxsize=64)  # every row of a table asks for the same few networks
+def _check_buildable(config: PrunedViTConfig) -> None:
+    """The network's own checks: stages, image size, heads; no memory, no weights."""
+    with torch.device("meta"):
+        PrunedViT(config)
 
 
 def check_batch(recipe: PruningRecipe, workers: int) -> None:
