@@ -100,8 +100,8 @@ def test_every_method_is_recorded():
 
 
 @pytest.fixture(scope="module")
-def quick(demo_teachers, tmp_path_factory, quick_disk):
-    """A storage in which only what three steps look at is prepared."""
+def three_steps(demo_teachers, tmp_path_factory, quick_disk):
+    """A storage for what three steps look at, and the functions that prepare no more: lists, teacher embeddings."""
 
     def few(name, data_root, part):
         found = listed(name, data_root, part)
@@ -132,10 +132,15 @@ def quick(demo_teachers, tmp_path_factory, quick_disk):
             for _, (indices, _, _, views) in itertools.islice(requests(1, 0, 1), 3):
                 looked_at.append(indices * recipe.num_views + views)
     wanted = np.unique(np.concatenate(looked_at))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(find, "listed", few)
-        patch.setattr(job._EmbedViews, "__call__", sparse)
-        yield Place(str(tmp_path_factory.mktemp("three-steps")))
+    return Place(str(tmp_path_factory.mktemp("three-steps"))), few, sparse
+
+
+@pytest.fixture
+def quick(three_steps, monkeypatch):
+    place, few, sparse = three_steps
+    monkeypatch.setattr(find, "listed", few)
+    monkeypatch.setattr(job._EmbedViews, "__call__", sparse)
+    return place
 
 
 @pytest.mark.parametrize("key", RECORDED)
