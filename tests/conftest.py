@@ -1,13 +1,12 @@
 """Fixtures of all tests: a tiny data set on disk, recipes that fit it, one local cluster for the session."""
 
-import importlib
 import os
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import cases, family_of, own, preparation, with_paths
 
 for name, value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
@@ -20,24 +19,10 @@ TRAIN_IDENTITIES = 16  # of the tiny data set
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def family_of(method: str) -> Any:
-    """What tests know of a method's family: ``tests/families/<family>.py`` with its tiny settings and its cases."""
-    from orchestrator import find
-
-    return importlib.import_module(f"families.{find.method(method).family}")
-
-
-def with_paths(recipe: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under the full paths of their fields; those of fields that the recipe does not have as they are."""
-    from orchestrator.recipe import path_of
-
-    found = {}
-    for name, value in settings.items():
-        try:
-            found[path_of(recipe, name)] = value
-        except ValueError:
-            found[name] = value
-    return found
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with the arguments ``case_method`` and ``case`` runs for every case."""
+    if "case_method" in metafunc.fixturenames:
+        metafunc.parametrize(("case_method", "case"), cases())
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +109,7 @@ def teachers(tmp_path_factory):
         family = find.method(method).family
         if family not in stored:
             base = find.recipe(method, "folder")
-            recipe = changed(base, _own(base, family_of(method).TINY))
+            recipe = changed(base, own(base, family_of(method).TINY))
             folder = tmp_path_factory.mktemp(f"teacher-{family}")
             stored[family] = family_of(method).save_teacher(folder, recipe, TRAIN_IDENTITIES)
         return stored[family]
@@ -146,7 +131,7 @@ def tiny_recipe(teachers):
 
     def recipe(method: str = "d3still", **changes: Any) -> Any:
         base = find.recipe(method, "folder")
-        settings = _own(base, family_of(method).TINY)
+        settings = own(base, family_of(method).TINY)
         if hasattr(base, "teacher"):
             settings["teacher.weights"] = str(teachers(method))
         return changed(base, settings | with_paths(base, changes))
@@ -158,27 +143,6 @@ def tiny_recipe(teachers):
 def tiny_sureid(tiny_recipe):
     """Makes tiny recipes of sureid."""
     return partial(tiny_recipe, "sureid")
-
-
-def _own(recipe: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of fields that the recipe has."""
-    from orchestrator.recipe import fields_of
-
-    return {path: value for path, value in settings.items() if path in fields_of(recipe)}
-
-
-def preparation(place: Any) -> Any:
-    """Meets needs in a place in this process, silently; what was met once is not looked up again."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-
-    from orchestrator.launch.plan import Plan
-    from orchestrator.launch.preparing import Preparation
-    from orchestrator.launch.runner import InProcess
-    from orchestrator.progress import PreparationBar
-
-    return Preparation(Plan("", "", "", "", {}, asdict(place), "", 1), InProcess(), PreparationBar(Console(quiet=True)))
 
 
 @pytest.fixture(scope="session")

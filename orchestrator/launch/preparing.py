@@ -58,7 +58,7 @@ def prepared(plan: Plan, runner: Runner, bar: PreparationBar) -> Plan:
         variant: {role: preparation.meet(method, need).plain() for role, need in needs.items()}
         for variant, (method, needs) in wanted.items()
     }
-    check_fingerprints(fingerprints_then(plan), fingerprints(roles.values()))
+    check_fingerprints(fingerprints_then(plan), fingerprints_now(plan, roles))
     plan = dataclasses.replace(plan, prepared=roles, facts=plans.code_facts())
     plans.save(plan)
     return plan
@@ -259,6 +259,21 @@ def fingerprints(variants: Any) -> dict[str, set[str]]:
 def fingerprints_then(plan: Plan) -> dict[str, set[str]]:
     """What a stored plan says of its data and teachers, whatever version has written it."""
     return fingerprints(plan.prepared.values()) if plan.prepared else before.fingerprints(plan.facts)
+
+
+def fingerprints_now(plan: Plan, roles: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
+    """What is ready for the variants of a plan, comparable with :func:`fingerprints_then`."""
+    found = fingerprints(roles.values())
+    if not plan.prepared and "teacher" in found:  # 0.3 hashed the teacher of some methods with its classifier
+        paths = {ready["path"] for own in roles.values() for role, ready in own.items() if role == "teacher"}
+        found["teacher"] |= {_hash_with_classifier(plan.where.folder(path)) for path in paths}
+    return found
+
+
+def _hash_with_classifier(path: str) -> str:
+    model, _ = checkpoint.load_model(path)
+    model.classifier = checkpoint.load_classifier(path)
+    return cache.weights_hash(model)
 
 
 def check_fingerprints(then: Mapping[str, set[str]], now: Mapping[str, set[str]]) -> None:

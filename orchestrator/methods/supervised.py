@@ -66,6 +66,8 @@ class SupervisedMethod(Method):
         for side, index in sides.items():
             for need in data.pixel_need(own.run, index, own.student.size).values():
                 found[f"{side} pixels"] = need
+        if purpose == "score":
+            return found
         searched = {side: index for side, index in sides.items() if side != "train"}
         found["references"] = Need("references", {"ap": own.ap}, searched, title="chance")
         return found

@@ -41,6 +41,27 @@ TINY: dict[str, Any] = {
 }
 
 
+# What a method does differently inside; () = as the recipe says. Each case is trained, and by two workers as by one.
+CASES: dict[str, tuple[dict[str, Any], ...]] = {
+    "aml": (
+        {},
+        {"variant": "contrastive+", "together": 2},
+        {"variant": "triplet", "together": 2, "symmetric": True},
+    ),
+    "cckd": ({}, {"form": "kernel"}),
+    "csd": ({}, {"neighbours": "train", "top_k": 20}),
+    "d3still": (
+        {"beta": 0.3, "gamma": 0.2, "views": "recorded", "coupled": True},
+        {"mode": "repo", "double_losses": True},
+        {"views": "online", "pairwise": 1.0, "differential": 1.0},
+    ),
+    "rop": ({}, {"neighbours": "train", "top_k": 20}),
+    "ugd": ({"student.size": "32x32"}, {"views": "online", "mode": "repo"}),
+}
+
+NORMS_PER_WORKER = True  # whether batch norms see a worker's own rows alone
+
+
 def save_teacher(folder: Path, recipe: Any, classes: int) -> Path:
     """Weights of an untrained teacher with its classifier, for tests that do not care how good it is."""
     torch.manual_seed(7)

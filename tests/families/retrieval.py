@@ -1,5 +1,10 @@
 """The family of plain retrieval for tests that run for every family."""
 
-from families.asymmetric import TINY  # the same networks and batches; what a method does not have is left out
+from typing import Any
 
-__all__ = ["TINY"]
+# The same networks and batches; what a method does not have is left out.
+from families.asymmetric import NORMS_PER_WORKER, TINY
+
+__all__ = ["CASES", "NORMS_PER_WORKER", "TINY"]
+
+CASES: dict[str, tuple[dict[str, Any], ...]] = {"supervised": ({}, {"cross_entropy": 1.0, "triplet": 0.0})}

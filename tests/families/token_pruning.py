@@ -36,6 +36,19 @@ TINY: dict[str, Any] = {
 }
 
 
+# Whole-batch parts: both triplets over both views, class scores, masks, and the decisions of the noise.
+CASES: dict[str, tuple[dict[str, Any], ...]] = {
+    "sureid": (
+        {"clip_norm": 1.0},
+        {"noda_triplet": "per_view", "triplet_mining": "camera", "align": "st_linear"},
+        {"camera_weight": 3.0, "patch_stride": 6, "npkd": False},
+        {"teacher_view": "clean", "noda": False, "reweight": "pool"},
+    )
+}
+
+NORMS_PER_WORKER = False  # whether batch norms see a worker's own rows alone
+
+
 def save_teacher(folder: Path, recipe: Any, classes: int) -> Path:
     """Weights of an untrained teacher with its classifier, for tests that do not care how good it is."""
     torch.manual_seed(8)

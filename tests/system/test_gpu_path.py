@@ -3,7 +3,6 @@
 Each family makes a tiny task of a recipe, and a batch of random tensors with the keys that its loader gives.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,14 +14,20 @@ from models.embedder import Embedder, EmbedderConfig
 from models.token_pruning import PrunedViT
 from orchestrator import find
 from orchestrator.datasets import augmentation, person_views
+from orchestrator.families.asymmetric import job, pairs
+from orchestrator.families.asymmetric.recipe import is_supervised, used_views
+from orchestrator.families.retrieval.recipe import EmbedderRecipe, embedder_config
+from orchestrator.families.token_pruning import networks, views
 from orchestrator.method import Batch, Task
-from orchestrator.methods import asymmetric, embedding, supervised, sureid, sureid_training
+from orchestrator.methods import supervised
+from orchestrator.recipe import changed
 
 CLASSES, CAMERAS, IMAGES, TRAINING_IMAGES = 5, 3, 12, 40
-TINY = {"student": "resnet10t", "student_width": 0.125, "student_size": (32, 32), "embedding_dim": 16}
+TINY = {"student.name": "resnet10t", "student.width": 0.125, "student.size": (32, 32), "embedding_dim": 16}
+TINY_TEACHER = {"teacher.name": "resnet10t", "teacher.network.width": 0.125, "teacher.network.size": (48, 48)}
 TINY_VIT = {
-    "student_size": (32, 16), "student_width": 32, "student_heads": 2, "depth": 5, "stages": (1, 2, 3),
-    "student_pad": 1, "teacher_width": 64, "teacher_heads": 2, "jitter": 0.2,
+    "student.size": (32, 16), "student.width": 32, "student.heads": 2, "depth": 5, "stages": (1, 2, 3),
+    "student.pad": 1, "teacher.network.width": 64, "teacher.network.heads": 2, "jitter": 0.2,
 }  # fmt: skip
 
 
@@ -64,75 +69,76 @@ def labels() -> dict[str, Any]:
     return {"label": torch.arange(IMAGES) % CLASSES, "names": [f"{i}.png" for i in range(IMAGES)]}
 
 
-def labelled_batch(recipe: embedding.EmbeddingRecipe) -> Batch:
-    return {"frames": frames(recipe.student_size), "draws": torch.rand(IMAGES, augmentation.DRAWS)} | labels()
+def labelled_batch(recipe: EmbedderRecipe) -> Batch:
+    return {"frames": frames(recipe.student.size), "draws": torch.rand(IMAGES, augmentation.DRAWS)} | labels()
 
 
 # --- Families: task and batch of a recipe
 
 
-def supervised_step(name: str, **changes: Any) -> tuple[Task, Batch]:
-    recipe = replace(find.recipe(name, "demo"), **{**TINY, **changes})
-    return supervised.Supervised(recipe, network(embedding.student_config(recipe, CLASSES))), labelled_batch(recipe)
+def retrieval_step(name: str, real: bool, **changes: Any) -> tuple[Task, Batch]:
+    recipe = changed(find.recipe(name, "demo"), {**TINY, **changes})
+    student = network(embedder_config(recipe.student, recipe.embedding_dim, CLASSES), not real)
+    return supervised.Supervised(recipe, student), labelled_batch(recipe)
 
 
-def asymmetric_step(name: str, **changes: Any) -> tuple[Task, Batch]:
-    tiny = {**TINY, "teacher": "resnet10t", "teacher_width": 0.125, "teacher_size": (48, 48), "batch_size": IMAGES}
-    recipe = find.recipe(name, "demo")
-    if hasattr(recipe, "top_k"):
-        tiny["top_k"] = 4
-    recipe = replace(recipe, **{**tiny, **changes})
-    method = find.method(name).experiment.args[0]
-    asymmetric.check(method, recipe)
-    recipe = asymmetric._with_used_views(method, recipe)
-    repo = recipe.mode == "repo"
-    plain = name != "d3still"  # real backbones for one method: the others differ in what they make of the outputs
-    student = network(embedding.student_config(recipe, CLASSES if repo or method.student_classifier else 0), plain)
-    teacher, neighbours = network(asymmetric._teacher_config(recipe), plain).eval(), None
+def asymmetric_step(name: str, real: bool, **changes: Any) -> tuple[Task, Batch]:
+    recipe, method = find.recipe(name, "demo"), find.method(name).distillation
+    tiny = {**TINY, **TINY_TEACHER, "batch_size": IMAGES} | ({"top_k": 4} if hasattr(recipe, "top_k") else {})
+    recipe = changed(recipe, {**tiny, **changes})
+    find.method(name).check(recipe)
+    recipe = used_views(method, recipe)
+    classes = CLASSES if is_supervised(recipe) or method.student_classifier else 0
+    student = network(embedder_config(recipe.student, recipe.embedding_dim, classes), not real)
+    teacher, neighbours = network(job._teacher_config(recipe), not real).eval(), None
     teacher.classifier = nn.Linear(recipe.embedding_dim, CLASSES, bias=False) if method.teacher_classifier else None
     if count := method.neighbours(recipe):
         index_NK = torch.randint(0, TRAINING_IMAGES, (TRAINING_IMAGES, count))
         gallery_ND = torch.randn(TRAINING_IMAGES, recipe.embedding_dim)
-        neighbours = asymmetric.Neighbours(gallery_ND, index_NK, torch.rand(TRAINING_IMAGES, count))
+        neighbours = pairs.Neighbours(gallery_ND, index_NK, torch.rand(TRAINING_IMAGES, count))
     online = recipe.views == "online"
-    task = asymmetric.AsymmetricDistillation(
+    task = pairs.AsymmetricDistillation(
         recipe, method, student, teacher if online else None, teacher.classifier, neighbours
     )
     distill = labelled_batch(recipe) | {"image": torch.randint(0, TRAINING_IMAGES, (IMAGES,))}
+    size = recipe.teacher.network.size
     if online:
-        distill["teacher_frames"] = frames(recipe.teacher_size)
-        distill["teacher_draws"] = torch.rand(IMAGES, augmentation.DRAWS)
+        distill |= {"teacher_frames": frames(size), "teacher_draws": torch.rand(IMAGES, augmentation.DRAWS)}
     else:
         with torch.no_grad():
-            distill["teacher"] = method.teacher_outputs(recipe, teacher, torch.rand(IMAGES, 3, *recipe.teacher_size))
-    return task, {"distill": distill} | ({"labelled": labelled_batch(recipe)} if repo else {})
+            distill["teacher"] = method.teacher_outputs(recipe, teacher, torch.rand(IMAGES, 3, *size))
+    return task, {"distill": distill} | ({"labelled": labelled_batch(recipe)} if is_supervised(recipe) else {})
 
 
-def sureid_step(name: str, **changes: Any) -> tuple[Task, Batch]:
-    recipe = replace(find.recipe(name, "demo"), **{**TINY_VIT, **changes})
-    sureid_training.check(recipe)
-    student = PrunedViT(sureid_training.student_config(recipe, CLASSES, CAMERAS), drop_path=0.1)
+def token_pruning_step(name: str, real: bool, **changes: Any) -> tuple[Task, Batch]:
+    recipe = changed(find.recipe(name, "demo"), {**TINY_VIT, **changes})
+    find.method(name).check(recipe)
+    student = PrunedViT(networks.student_config(recipe, CLASSES, CAMERAS), drop_path=0.1)
     teacher = None
     if recipe.npkd:
-        teacher = PrunedViT(sureid_training.teacher_config(recipe, CAMERAS))
+        teacher = PrunedViT(networks.teacher_config(recipe, CAMERAS))
         teacher.classifier = nn.Linear(teacher.backbone.embed_dim, CLASSES, bias=False)
+    size = recipe.student.size
     batch = {
-        "frames": frames(recipe.student_size),
-        "draws": [torch.rand(IMAGES, person_views.DRAWS) for _ in range(recipe.views)],
-        "overlays": [frames(recipe.student_size, channels=4) for _ in range(recipe.views)],
+        "frames": frames(size),
+        "draws": [torch.rand(IMAGES, person_views.DRAWS) for _ in range(recipe.num_views)],
+        "overlays": [frames(size, channels=4) for _ in range(recipe.num_views)],
         "camera": torch.arange(IMAGES) % CAMERAS,
     } | labels()
     if recipe.hts:
-        shape = IMAGES * recipe.views, sureid_training.STAGES, student.num_tokens, sureid_training.COLUMNS
-        batch["uniform"] = torch.rand(shape)
+        batch["uniform"] = torch.rand(IMAGES * recipe.num_views, views.STAGES, student.num_tokens, views.COLUMNS)
     if teacher is not None and recipe.teacher_view == "clean":
         batch["teacher"] = torch.randn(IMAGES, teacher.backbone.embed_dim)
-    return sureid.SUReID(recipe, student, teacher), batch
+    return find.method(name).task(recipe, student, teacher), batch
+
+
+STEPS = {"retrieval": retrieval_step, "asymmetric": asymmetric_step, "token_pruning": token_pruning_step}
 
 
 # --- Cases: methods × modes × places of the teacher's embeddings, and what a method does differently inside
 
-MODES_AND_VIEWS = ({"mode": "paper", "views": "online"}, {"mode": "repo", "views": "clean"})
+# Of every family its common cases, of a method its own. The first of each method is in the default suite.
+FAMILY = {"asymmetric": ({"mode": "repo", "views": "clean"}, {"mode": "paper", "views": "online"})}
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "aml": tuple({"views": "clean", "variant": v, "symmetric": s, "together": 2, "negatives": 3}
                  for v, s in (("contrastive", False), ("contrastive+", True), ("triplet", False))),
@@ -148,26 +154,26 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"triplet_mining": "camera", "camera_weight": 3.0, "align": "ts_linear"},
         {"noda_triplet": "per_view", "kl_direction": "st", "align": "st_interpolation"},
         {"triplet_mining": "camera", "noda_triplet": "per_view", "triplet_form": "margin", "predictor": "mlp"},
-        {"reweight": "pool", "softmax_guard": 0.0, "ratio_weight": 0.0, "pixels": "imagenet", "neck": "none"},
+        {"reweight": "pool", "softmax_guard": 0.0, "ratio_weight": 0.0, "patches.pixels": "imagenet",
+         "labelled.neck": "none"},
     ),
 }  # fmt: skip
-STEPS = {supervised.Recipe: supervised_step, asymmetric.AsymmetricRecipe: asymmetric_step, sureid.Recipe: sureid_step}
+REAL = "d3still"  # with real backbones; the other embedders differ in what is made of the outputs
 
 
 def cases():
     for name in find.methods():
-        variants = VARIANTS.get(name, ())
-        if isinstance(find.recipe(name, "demo"), asymmetric.AsymmetricRecipe):
-            variants = MODES_AND_VIEWS + variants
-        for changes in variants or ({},):
-            yield pytest.param(name, changes, id=" ".join([name, *(f"{k}={v}" for k, v in changes.items())]))
+        variants = (*FAMILY.get(find.method(name).family, ()), *VARIANTS.get(name, ())) or ({},)
+        for number, changes in enumerate(variants):
+            marks = [pytest.mark.slow] if number else []
+            yield pytest.param(
+                name, changes, marks=marks, id=" ".join([name, *(f"{k}={v}" for k, v in changes.items())])
+            )
 
 
 @pytest.mark.parametrize(("name", "changes"), cases())
 def test_a_step_stays_on_the_device_and_never_waits(name, changes):
-    recipe = find.recipe(name, "demo")
-    step = next(step for kind, step in STEPS.items() if isinstance(recipe, kind))
-    task, batch = step(name, **changes)
+    task, batch = STEPS[find.method(name).family](name, name == REAL, **changes)
     losses = run(task.train(), batch)
     assert losses.terms and losses.terms.keys() == losses.weights.keys()
     assert all(value.device.type == "cuda" for value in losses.observed.values())
