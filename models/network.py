@@ -43,7 +43,7 @@ class Network(Protocol):
     kind: ClassVar[str]  # file name in models/, or full module name, that rebuilds it
     Config: ClassVar[type]
     config: Any  # what rebuilds it, of type Config; fields marked TRAINING_ONLY are not stored
-    input_names: tuple[str, ...]  # one for each tensor of example()
+    input_names: tuple[str, ...]  # one for each input of example()
     outputs: tuple[str, ...]  # names of what the deployed network returns
     output: str  # how its output is used, in a few words
     architecture: tuple[str, ...]  # how it is built, for whoever rebuilds it from its stored weights
@@ -53,8 +53,11 @@ class Network(Protocol):
         """The network without what only training needs, in eval mode; the weights are shared, not copied."""
         ...
 
-    def example(self, count: int) -> tuple[Tensor, ...]:
-        """Inputs of ``count`` images, the same in every call, on the CPU: for cost, export and its check."""
+    def example(self, count: int) -> tuple[Any, ...]:
+        """Inputs of ``count`` images, the same in every call, on the CPU: for cost, export and its check.
+
+        Tensors, or lists of tensors where images differ in size.
+        """
         ...
 
     def parts(self) -> Mapping[str, nn.Module]:

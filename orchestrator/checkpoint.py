@@ -46,11 +46,15 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def save_model(folder: str | Path, model: Network, facts: Mapping[str, Any], name: str = "student") -> None:
+def save_model(
+    folder: str | Path, model: Network, facts: Mapping[str, Any], name: str = "student",
+    extras: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
     """``<name>.safetensors`` (weights as deployed) and ``<name>.json`` (how to build and feed the network).
 
     What the network keeps beside its weights goes to ``<name>.<group>.safetensors``, such as the classifier, which
-    losses on class predictions need of a teacher.
+    losses on class predictions need of a teacher. A network that was loaded has no more of it than its weights:
+    ``extras`` is then what :func:`load_extras` found.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +68,7 @@ def save_model(folder: str | Path, model: Network, facts: Mapping[str, Any], nam
         "facts": dict(facts),
     }
     groups: dict[str, dict[str, Tensor]] = {}
-    for full_name, tensor in model.extras().items():
+    for full_name, tensor in (model.extras() if extras is None else extras).items():
         group, _, tensor_name = full_name.partition(".")
         groups.setdefault(group, {})[tensor_name] = tensor
     _save_tensors(folder / f"{name}.safetensors", model.deployed().state_dict())

@@ -16,6 +16,9 @@ def rank() -> int:
 def gather(local: Tensor) -> Tensor:
     """Rows of all ranks in rank order; the gradient flows to this rank's own rows.
 
+    Every rank has as many: where images have different numbers of boxes, pad them and gather which rows are real.
+    Asking the others for their number would make every step wait for the device.
+
     Every rank must compute the same loss from the result, and gradients must then be *averaged* over ranks
     (as DistributedDataParallel does): the loss of the whole batch is exact, not a mean of per-rank losses.
 

@@ -30,8 +30,8 @@ def main(
     scored, other = command.settings_after_training(record.method, recipe, settings)
     with PreparationBar(console) as bar:
         prepared = preparing.for_scoring(record.method, scored, place, InProcess(), bar)
-    then = {role: {r["fingerprint"]} for role, r in record.prepared.items()} or before.fingerprints(record.facts)
-    now = {role: {ready.fingerprint} for role, ready in prepared.items()}
+    then = preparing.fingerprints([record.prepared]) or before.fingerprints(record.facts)
+    now = preparing.fingerprints([prepared.plain()])
     preparing.check_fingerprints({role: known for role, known in then.items() if role in now}, now)
     student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
     student = checkpoint.reconfigured(student, {path.rpartition(".")[2]: value for path, value in other.items()})

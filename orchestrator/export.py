@@ -28,13 +28,14 @@ def main(
 ) -> None:
     """Writes the student and a JSON file that says how to feed it and how it is built.
 
-    An ONNX file runs without this project; safetensors are loaded by models.embedder or rebuilt from the JSON.
+    An ONNX file runs without this project; safetensors are rebuilt from the JSON, with all that was stored beside.
     """
     uri = tracking.tracking_uri(plans.storage())
     record = tracking.read_record(uri, run_id)
     _, settled = command.settings_after_training(record.method, trial.recipe_of(record), settings)
     other = {path.rpartition(".")[2]: value for path, value in settled.items()}
-    student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
+    stored = tracking.student_file(uri, run_id)
+    student, facts = checkpoint.load_model(stored)
     name = "-".join([record.method, record.benchmark, run_id[:8], *(f"{k}-{v}" for k, v in other.items())])
     if other:
         without = [setting for setting in other if not hasattr(student.config, setting)]
@@ -52,7 +53,8 @@ def main(
             checkpoint.save_model(whole, student, {**facts, "run_id": run_id}, name)
             shutil.copy(Path(whole) / f"{name}.json", folder)
     else:
-        checkpoint.save_model(folder, student, {**facts, "run_id": run_id}, name)
+        extras = checkpoint.load_extras(stored)
+        checkpoint.save_model(folder, student, {**facts, "run_id": run_id}, name, extras)
     console.print(f"{folder / name}.{form.value} and {name}.json")
 
 

@@ -141,7 +141,7 @@ class Where:
 class Metric:
     """A number that a method measures."""
 
-    name: str  # as logged: "val/tar_1e-4"
+    name: str  # as logged, with what was scored first: "val/tar_1e-4"
     title: str  # as printed: "TAR@1e-4"
     percent: bool = True
 

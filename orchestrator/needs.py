@@ -66,6 +66,7 @@ class Need:
     trial: tuple[str, str, Mapping[str, Any]] | None = field(default=None, compare=False)
     # A need with a trial is met by a training: its method, benchmark and flat recipe.
     network: bool = field(default=False, compare=False)  # a network runs: a GPU is used where there is one
+    piece: bool = field(default=False, compare=False)  # of what needs it; pieces are made side by side
 
     @property
     def key(self) -> str:
@@ -82,6 +83,7 @@ class Need:
             "how": dict(self.how),
             "title": self.title,
             "network": self.network,
+            "piece": self.piece,
         }
 
     @classmethod
@@ -96,8 +98,11 @@ class Ready:
     key: str
     kind: str
     path: str  # below the storage folder, so that a storage that was moved is found again
-    fingerprint: str  # of the content
-    told: Mapping[str, Any] = field(default_factory=dict)  # counts, metrics, notices, for the record
+    fingerprint: str  # of the content, compared when a sweep is resumed or a run scored again; "" = never
+    # For the record: counts, fingerprints, and under these names what commands and reports show: "protocol" (how is
+    # scored) and "notice" (of the data's owner), one line each; "teacher", its name in published tables;
+    # "teacher_metrics" and "chance_metrics", under the names of the method's metrics.
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)

@@ -167,6 +167,8 @@ def teacher_folder(values: Mapping[str, Any], content: Mapping[str, str]) -> str
         values: the training's recipe.
         content: fingerprints of what it is trained on, "train" and perhaps "occluders".
     """
+    if "train" not in content:
+        return None
     transformer = "patches.pixels" in values
     was = {path: name for name, paths in NAMES.items() for path in paths if path in values}
     named: dict[str, Any] = {}

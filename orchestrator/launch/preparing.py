@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,8 +106,8 @@ class Preparation:
         return found
 
     def _meet_all(self, method: str, needs: Mapping[str, Need]) -> dict[str, Ready]:
-        """In order; shards, which come last and do not need each other, side by side."""
-        shards = {role: need for role, need in needs.items() if need.kind == "embedding shard"}
+        """In order; pieces, which come last and do not need each other, side by side."""
+        shards = {role: need for role, need in needs.items() if need.piece}
         found = {role: self.meet(method, need) for role, need in needs.items() if role not in shards}
         if shards:
             for need in shards.values():  # what they share is there before they start
@@ -183,9 +183,6 @@ def make(values: Mapping[str, Any], device: str, progress: Report) -> dict[str, 
     return {"ready": ready.plain(), "warnings": told}
 
 
-_TABLES = ("index", "pixels", "embeddings", "embedding shard", "neighbours")
-
-
 # --- The ledger -------------------------------------------------------------------------------------------------------
 
 
@@ -198,7 +195,7 @@ def look_up(place: Place, key: str, verify: bool = False) -> Ready | None:
     path = Path(place.folder(ready.path))
     if not path.exists():
         return None
-    if ready.kind in _TABLES:
+    if path.parent == Path(place.folder("cache")):
         try:
             cache.open_rows(path, verify=verify)
         except cache.DamagedCache as damage:
@@ -243,15 +240,13 @@ def status(plan: Plan) -> tuple[list[str], list[str]]:
 
 # --- Is it what it was? -----------------------------------------------------------------------------------------------
 
-_COMPARED = ("train", "query", "gallery", "teacher", "classifier", "occluders")
 
-
-def fingerprints(variants: Any) -> dict[str, set[str]]:
-    """Role -> fingerprints of what the variants of a plan have for it, of roles that a resume compares."""
+def fingerprints(variants: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, set[str]]:
+    """Role -> fingerprints of what the variants of a plan have for it."""
     found: dict[str, set[str]] = {}
     for roles in variants:
         for role, ready in roles.items():
-            if role in _COMPARED and ready["fingerprint"]:
+            if ready["fingerprint"]:
                 found.setdefault(role, set()).add(ready["fingerprint"])
     return found
 

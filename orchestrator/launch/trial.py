@@ -66,7 +66,6 @@ def job_of(plan: Plan, number: int, point: Mapping[str, Any]) -> Job:
         "gpus_per_worker": plan.gpus_per_worker,
         "threads": 1,
         "claim": "",
-        "classes": facts.get("classes_fingerprint", ""),
     }
 
 
@@ -125,21 +124,20 @@ def _log_result(
     job: Job, method: Any, recipe: Any, prepared: Prepared, student: Any, evaluation: Any, metrics: Mapping[str, float],
     where: Any,
 ) -> None:  # fmt: skip
-    """Student, cost and pictures of a finished trial."""
+    """Student, pictures and cost of a finished trial; the student first, so that no picture can cost it."""
     from orchestrator import figures, tracking
     from orchestrator.evaluation import cost
 
     uri, run_id = job["tracking_uri"], job["run_id"]
     student = student.eval()
-    for name, picture in method.pictures(student, recipe, prepared, evaluation, where).items():
-        tracking.log_figure(uri, run_id, figures.draw(picture), f"{name}.png")
-    student = student.cpu()
     facts = {
+        **{name: value for name, value in prepared.told().items() if not isinstance(value, dict)},
         "method": job["method"],
         "benchmark": job["benchmark"],
         "metrics": dict(metrics),
         "recipe": flat(recipe),
-        "classes_fingerprint": job["classes"],
     }
     tracking.log_student(uri, run_id, student, facts)
-    tracking.log_values(uri, run_id, cost.logged(student))
+    for name, picture in method.pictures(student, recipe, prepared, evaluation, where).items():
+        tracking.log_figure(uri, run_id, figures.draw(picture), f"{name}.png")
+    tracking.log_values(uri, run_id, cost.logged(student.cpu()))

@@ -18,12 +18,8 @@ class Published:
     at: Mapping[str, float] = field(default_factory=dict)  # recipe field -> its value in a row that varies it
     images_per_s: float | None = None  # of the query network, on the source's device
     elsewhere: bool = True  # whether it is shown beside sweeps on other benchmarks too
+    side: str = ""  # first part of the names of our metrics that the scores compare with; empty = of the main metric
     note: str = ""  # inconsistencies of the source
-
-    @property
-    def side(self) -> str:
-        """First part of the names of our metrics that the scores compare with."""
-        return "symmetric" if self.teacher == BOTH_SIDES else "val"
 
 
 BOTH_SIDES = "the same network on both sides"

@@ -12,11 +12,12 @@ from orchestrator.published._row import ALONE, BOTH_SIDES, TEACHER, Published, g
 
 _PAPER = "D3still, CVPR 2024"
 _NETS = {"student": "ResNet18@64", "teacher": "ResNet101@256"}
+_SYMMETRIC = {"teacher": BOTH_SIDES, "side": "symmetric"}
 _SCORES = ("map", "rank1")
 
 
 def _ablation(table: str, row: str, inshop: tuple[float, float], sop: tuple[float, float]) -> list[Published]:
-    networks = {"student": "ResNet101@256", "teacher": BOTH_SIDES} if row == TEACHER else _NETS
+    networks = {"student": "ResNet101@256", **_SYMMETRIC} if row == TEACHER else _NETS
     return [
         Published(
             source=f"{_PAPER}, table {table}",
@@ -100,9 +101,9 @@ def _block(block: str, student: str, teacher: str, table: str) -> list[Published
             benchmark=benchmark,
             row=row,
             student=student,
-            teacher=teacher,
             scores=given(_SCORES, values[2 * at : 2 * at + 2]),
             losses="not stated" if block == "A" else "distillation alone",
+            **(_SYMMETRIC if teacher == BOTH_SIDES else {"teacher": teacher}),
             note=_NOTES_4.get((block, row, benchmark), _NOTES_4.get((row,), "")),
         )
         for row, values in rows_of(table)
@@ -276,9 +277,9 @@ def _code_ablation(row: str, losses: str, *values: float) -> list[Published]:
             benchmark=benchmark,
             row=row,
             student="ResNet101@256" if row == TEACHER else f"ResNet18@{query}",
-            teacher=BOTH_SIDES if row == TEACHER else "ResNet101@256",
             losses=losses,
             scores=given(_SCORES, [*values[2 * at : 2 * at + 2]]),
+            **(_SYMMETRIC if row == TEACHER else {"teacher": "ResNet101@256"}),
         )
         for at, (benchmark, query) in enumerate((("cub200_repo", "128"), ("inshop_repo", "64"), ("sop_repo", "64")))
     ]
@@ -303,10 +304,10 @@ def _teachers(benchmark: str, table: str) -> list[Published]:
                 benchmark=f"{benchmark}{suffix}",
                 row=TEACHER,
                 student=student,
-                teacher=BOTH_SIDES,
                 losses="cross-entropy + triplet",
                 scores=given(_SCORES, values),
                 elsewhere=not suffix,
+                **_SYMMETRIC,
             )
         )
     return found

@@ -29,7 +29,7 @@ def _curve(plan: Plan, name: str, records: list[TrialRecord]) -> Section:
     rows = [
         p
         for p in published.beside(plan.space, plan.benchmark)
-        if f"{p.side}/{scores.score(metric)}" == metric.name and scores.score(metric) in p.scores
+        if scores.side_of(plan, p) == scores.side(metric) and scores.score(metric) in p.scores
     ]
     rows = [p for p in rows if name in p.at and all(p.at.get(k) == v for k, v in others.items())]
     rows = [p for p in rows if len({q.at[name] for q in rows if q.source == p.source}) > 1]

@@ -32,7 +32,7 @@ def ours(plan: Plan, done: list[TrialRecord], p: Published) -> str:
                 return " / ".join(scores.written(m, measured.get(name)) or "–" for name, m in _named(plan, p.scores))
     found = [r for r in done if r.point["cell"] == p.row and _same_networks(networks(plan, r), p)]
     values = [
-        scores.mean_and_spread(metric, [r.metrics.get(f"{p.side}/{name}") for r in found])
+        scores.mean_and_spread(metric, [r.metrics.get(f"{scores.side_of(plan, p)}/{name}") for r in found])
         for name, metric in _named(plan, p.scores)
     ]
     return " / ".join(value or "–" for value in values) if any(values) else "not run"

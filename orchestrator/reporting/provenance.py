@@ -66,7 +66,7 @@ def section(plan: Plan, records: list[TrialRecord]) -> Section:
     lines = [
         " ".join(command),
         f"python -m orchestrator.evaluate {best}",
-        f"python -m orchestrator.export {best} --format onnx",
+        f"python -m orchestrator.export {best} --format safetensors",
         tracking.ui_command(plan.tracking_uri),
     ]
     plain = {k.replace("_", " "): str(v) for k, v in facts(plan).items() if not isinstance(v, dict) and k != "code"}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from orchestrator import find
 from orchestrator.launch.plan import Plan, TrialRecord
 from orchestrator.method import Metric
+from orchestrator.published import Published
 from orchestrator.recipe import did_you_mean
 
 
@@ -40,6 +41,11 @@ def occurring(plan: Plan, records: Iterable[TrialRecord]) -> list[Metric]:
 def side(metric: Metric) -> str:
     """What was scored: the first part of a metric's name."""
     return metric.name.partition("/")[0]
+
+
+def side_of(plan: Plan, published: Published) -> str:
+    """What a printed row has scored, as our metrics name it."""
+    return published.side or side(metrics(plan)[0])
 
 
 def score(metric: Metric) -> str:

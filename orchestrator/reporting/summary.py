@@ -81,7 +81,7 @@ def _paragraph(plan: Plan, records: list[TrialRecord]) -> str:
     teachers = "".join(
         f" The {r.title}, reaches {main.title} {scores.written(main, r.metrics[main.name])}."
         for r in provenance.references(plan)
-        if r.kind == "teacher"
+        if r.kind == "teacher" and main.name in r.metrics
     )
     unit = "percent, " if all(m.percent for m in scores.occurring(plan, records)) else ""
     return (

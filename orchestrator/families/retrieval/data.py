@@ -192,7 +192,7 @@ def shards(table: Need) -> Need:
     parts = {
         f"shard {number}": replace(
             table, kind="embedding shard", made_from={**table.made_from, "shard": [number, count]},
-            title=f"{table.title}, part {number + 1} of {count}",
+            title=f"{table.title}, part {number + 1} of {count}", piece=True,
         )
         for number in range(count)
     }  # fmt: skip
