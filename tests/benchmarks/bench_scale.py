@@ -103,7 +103,8 @@ def main() -> None:
         seconds, peak, folder, fingerprint = apart(indexed, root, count)
         print(f"index    {count:,} images: {seconds:.0f} s, peak {peak:.0f} MiB (limit 2048), {fingerprint[:12]}")
         seconds, more, found, name, label = apart(opened, folder)
-        print(f"open     {seconds:.3f} s (limit 1), {more:.0f} MiB more; {found:,} images, last {name} of class {label}")
+        last = f"last {name} of class {label}"
+        print(f"open     {seconds:.3f} s (limit 1), {more:.0f} MiB more; {found:,} images, {last}")
         for steps in (64, 0):
             seconds, peak, number = apart(drawn, count, steps)
             how = f"blocks of {steps} steps" if steps else "the whole epoch at once"

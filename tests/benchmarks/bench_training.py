@@ -22,17 +22,34 @@ from PIL import Image
 from models.embedder import Embedder, EmbedderConfig
 from orchestrator import checkpoint, find
 from orchestrator.fit import to_device
-from orchestrator.method import Place, changed
+from orchestrator.method import Where
+from orchestrator.needs import Need, Place, Prepared, Ready, silent
+from orchestrator.recipe import changed
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 NETS = {
-    True: {"student": "resnet18", "student_size": "64x64", "teacher": "resnet101", "teacher_size": "256x256",
-           "batch_size": 512, "embedding_dim": 512, "loader_workers": min(16, os.cpu_count() or 1)},
-    False: {"student": "resnet18", "student_width": 0.25, "student_size": "32x32", "teacher": "resnet18",
-            "teacher_width": 0.5, "teacher_size": "64x64", "batch_size": 128, "embedding_dim": 128,
-            "loader_workers": 1},
-}  # fmt: skip
+    True: {
+        "student.name": "resnet18",
+        "student.size": "64x64",
+        "teacher.name": "resnet101",
+        "teacher.size": "256x256",
+        "batch_size": 512,
+        "embedding_dim": 512,
+        "loader_workers": min(16, os.cpu_count() or 1),
+    },
+    False: {
+        "student.name": "resnet18",
+        "student.width": 0.25,
+        "student.size": "32x32",
+        "teacher.name": "resnet18",
+        "teacher.width": 0.5,
+        "teacher.size": "64x64",
+        "batch_size": 128,
+        "embedding_dim": 128,
+        "loader_workers": 1,
+    },
+}
 VARIANTS = {
     "online teacher, images decoded": {"views": "online", "pixel_cache": "off"},
     "cached embeddings, images decoded": {"views": "clean", "pixel_cache": "off"},
@@ -52,12 +69,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_images(root / "data", args.images, args.side)
-        base = changed(find.recipe("d3still", "folder"), {**NETS[GPU], "pretrained": "false", "epochs": args.epochs,
-                       "warmup_epochs": 0, "constant_epochs": 0})  # fmt: skip
-        teacher = Embedder(EmbedderConfig(backbone=base.teacher, width=base.teacher_width, image_size=base.teacher_size,
-                                          embedding_dim=base.embedding_dim))  # fmt: skip
-        checkpoint.save_model(root, teacher, {}, "teacher")
-        base = changed(base, {"teacher_weights": str(root / "teacher.safetensors")})
+        schedule = {"train.epochs": args.epochs, "warmup_epochs": 0, "constant_epochs": 0}
+        scratch = {"student.pretrained": "false", "teacher.pretrained": "false", "student.pixels": "imagenet",
+                   "teacher.pixels": "imagenet"}  # fmt: skip
+        base = changed(find.recipe("d3still", "folder"), {**NETS[GPU], **scratch, **schedule})
+        own = base.teacher.network
+        config = EmbedderConfig(
+            backbone=own.name, width=own.width, image_size=own.size, embedding_dim=base.embedding_dim
+        )
+        checkpoint.save_model(root, Embedder(config), {}, "teacher")
+        base = changed(base, {"teacher.weights": str(root / "teacher.safetensors")})
         place = Place(str(root / "runs"), str(root / "data"))
         results = {name: measure(changed(base, change), place, args.epochs) for name, change in VARIANTS.items()}
         limit = student_alone(changed(base, VARIANTS["cached embeddings + pixel cache"]), place)
@@ -68,9 +89,7 @@ def main() -> None:
 
 def measure(recipe, place: Place, epochs: int) -> float:
     """Median images/s over whole epochs, loading included."""
-    method = find.method("d3still")
-    method.prepare(recipe, place)
-    experiment = method.experiment(recipe, place, 0, 1, DEVICE)
+    experiment = experiment_of(recipe, place)
     rates = []
     for epoch in range(1, epochs + 1):
         images, start = 0, time.perf_counter()
@@ -82,8 +101,22 @@ def measure(recipe, place: Place, epochs: int) -> float:
     return statistics.median(rates[1:])
 
 
+def experiment_of(recipe, place: Place):
+    """The job with everything ready, met one after the other without a ledger: nothing here needs Optuna or MLflow."""
+    method, where = find.method("d3still"), Where(place, 0, 1, DEVICE)
+    met: dict[str, Ready] = {}
+
+    def meet(need: Need) -> Ready:
+        if need.key not in met:
+            met[need.key] = method.make(need, {role: meet(n) for role, n in need.after.items()}, where, silent)
+        return met[need.key]
+
+    needs = method.needs(recipe, place)
+    return method.experiment(recipe, Prepared(place, {role: meet(need) for role, need in needs.items()}), where)
+
+
 def student_alone(recipe, place: Place) -> float:
-    experiment = find.method("d3still").experiment(recipe, place, 0, 1, DEVICE)
+    experiment = experiment_of(recipe, place)
     batch = to_device(next(iter(experiment.batches(1))), DEVICE)
     for _ in range(3):
         step(experiment, batch)
