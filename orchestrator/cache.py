@@ -15,10 +15,8 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,16 +24,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
-from orchestrator.datasets.images import Chosen, Frames, ImageSet, decode_and_tell, fetch
-from orchestrator.evaluation import retrieval
-from orchestrator.needs import Report, digest, silent, streamed_digest
+from orchestrator.needs import digest
 
 FORMAT = 1
 _BATCH_BYTES = 32 * 2**20  # of one record batch
-_UNREADABLE_NAMED = 5
-_INDEX_BLOCK = 4096  # images that wait in the pool of threads at once
 
 Block = Mapping[str, Any]  # column -> rows of numbers, (rows, width), or a list of texts
 
@@ -227,190 +220,9 @@ def locked(root: str | Path, name: str) -> Iterator[None]:
         yield
 
 
-def index(images: ImageSet, root: str | Path, progress: Report = silent) -> Rows:
-    """The table of a set, after every image was read once: key, identity, camera and class, SHA-256, readable or not.
-
-    A reader's own checksum stands for reading and decoding. A table is made again only when the listing or a file's
-    size or time has changed.
-    """
-    camera = _camera(images)
-    listing = {
-        "name": images.name,
-        "stamp": images.reader.stamp(images.keys),
-        "listing": listing_digest(images.keys, images.identity, camera),
-        "keys": True,  # 0.3 stored none
-    }
-
-    def rows() -> Iterator[Block]:
-        checksum = getattr(images.reader, "checksum", None)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for part in _ranges(len(images), _INDEX_BLOCK):
-                keys = [images.keys[i] for i in part]
-                if checksum is None:
-                    found = list(pool.map(partial(_hash_and_decode, images), keys))
-                else:
-                    found = [(checksum(key), _PLAIN) for key in keys]
-                span = slice(part.start, part.stop)
-                labels = (images.identity[span], camera[span], images.labels[span])
-                yield {
-                    "key": keys,
-                    "label": np.stack(labels, axis=1).astype(np.int64),
-                    "sha256": np.frombuffer(b"".join(sha for sha, _ in found), np.uint8).reshape(-1, 32),
-                    "readable": np.array([[ok] for _, ok in found], np.uint8),
-                }
-                progress(f"checking {images.name}", part.stop, len(images))
-
-    return ensure(root, "index", listing, rows, verify=True)
-
-
-def indexed(images: ImageSet, root: str | Path, skip_unreadable: bool = False, progress: Report = silent) -> ImageSet:
-    """The set as its table holds it, with its fingerprint: of keys, labels and image bytes, not of where they lie.
-
-    Raises:
-        OSError: some images cannot be decoded; names the first and counts all. With ``skip_unreadable`` they
-            are left out instead, with a warning that says the same.
-    """
-    return checked(images, index(images, root, progress), skip_unreadable)
-
-
-def checked(images: ImageSet, table: Rows, skip_unreadable: bool = False) -> ImageSet:
-    """The set as its table holds it; see :func:`indexed`."""
-    broken = np.flatnonzero(table.all("readable")[:, 0] == 0)
-    if len(broken):
-        keys = [images.keys[int(i)] for i in broken[:_UNREADABLE_NAMED]]
-        named = ", ".join(keys) + (", …" if len(broken) > _UNREADABLE_NAMED else "")
-        message = f"{images.name}: {len(broken)} of {len(images)} images cannot be read: {named}"
-        if not skip_unreadable:
-            raise OSError(f"{message}; repair them or leave them out with --set skip_unreadable=true")
-        warnings.warn(f"{message}; left out", stacklevel=2)
-    found = open_index(table.folder, images.name, images.reader, images.camera is not None)
-    readable = np.flatnonzero(table.all("readable")[:, 0])
-    hashes = (
-        table(readable[part.start : part.stop], "sha256").tobytes().hex() for part in _ranges(len(readable), 65_536)
-    )
-    fingerprint = _content_digest(found, hashes)
-    if (table.all("readable") == _MENDED).any():  # other pixels than 0.3 made of the same bytes
-        fingerprint = digest([fingerprint, "upright, 8 bits"])
-    return open_index(table.folder, images.name, images.reader, images.camera is not None, fingerprint)
-
-
-def open_index(folder: str | Path, name: str, reader: Any, cameras: bool, fingerprint: str = "") -> ImageSet:
-    """A set from its table alone: nothing is listed, no file is looked at, keys stay in the memory map."""
-    table = open_rows(folder)
-    labels, readable = table.all("label"), table.all("readable")[:, 0]
-    keys: Sequence[str] = table.text("key")
-    whole = bool(readable.all())
-    if not whole:
-        rows = np.flatnonzero(readable)
-        keys, labels = Chosen(keys, rows), labels[rows]
-    found = ImageSet(name, keys, labels[:, 0], reader, labels[:, 1] if cameras else None, fingerprint)
-    if whole:  # with images left out classes may have gone too, and are counted anew
-        found.__dict__["labels"] = labels[:, 2]
-    return found
-
-
 def folder_below(storage: str, rows: Rows) -> str:
     """Where a cache lies below the storage folder: what the ledger and records hold."""
     return str(rows.folder.relative_to(storage))
-
-
-def _camera(images: ImageSet) -> np.ndarray:
-    return images.camera if images.camera is not None else np.full(len(images), -1)
-
-
-def listing_digest(keys: Sequence[str], *labels: np.ndarray) -> str:
-    """Of the keys and labels of a set; in blocks, so that millions of them need little memory."""
-    parts = _ranges(len(keys), 65_536)
-    return streamed_digest(([keys[i] for i in part] for part in parts), *(_listed(label, parts) for label in labels))
-
-
-def _listed(values: np.ndarray, parts: Sequence[range]) -> Iterator[list[Any]]:
-    for part in parts:
-        yield values[part.start : part.stop].tolist()
-
-
-def _content_digest(images: ImageSet, hashes: Iterator[str]) -> str:
-    """``digest([name, [keys, identities, cameras, hashes]])``, as 0.3 computed it, without holding the text."""
-    sha = hashlib.sha256(f"[{json.dumps(images.name)},[[".encode())
-    camera = _camera(images)
-    for number, values in enumerate((images.keys, images.identity, camera)):
-        sha.update(b"],[" if number else b"")
-        for part in _ranges(len(images), 65_536):
-            block = [values[i] for i in part] if number == 0 else values[part.start : part.stop].tolist()
-            sha.update((("," if part.start else "") + json.dumps(block, separators=(",", ":"))[1:-1]).encode())
-    sha.update(b'],"')
-    for text in hashes:
-        sha.update(text.encode())
-    sha.update(b'"]]')
-    return sha.hexdigest()
-
-
-def pixels(
-    images: ImageSet,
-    size: tuple[int, int],
-    root: str | Path,
-    progress: Report = silent,
-    workers: int = 0,
-    verify: bool = False,
-    resize: str = "bilinear",
-) -> Rows:
-    """uint8 frames (3, H, W) of all images, decoded and resized once for all trials."""
-    made_from = {"images": images.fingerprint, "size": list(size), "resize": f"{resize} antialias"}
-
-    def blocks() -> Iterator[Block]:
-        done = 0
-        for frames in fetch(Frames(images, size, resize), _ranges(len(images), 256), workers):
-            done += len(frames)
-            progress(f"decoding {images.name} at {size[0]}×{size[1]}", done, len(images))
-            yield {"value": frames.numpy()}
-
-    return ensure(root, "pixels", made_from, blocks, verify)
-
-
-def embeddings(
-    made_from: Mapping[str, Any],
-    embed: Callable[[np.ndarray], Iterator[Mapping[str, Tensor | np.ndarray]]],
-    rows: range,
-    root: str | Path,
-    title: str,
-    progress: Report = silent,
-    verify: bool = False,
-) -> Rows:
-    """Raw float32 embeddings of some rows of a table (row = image · views + view).
-
-    Args:
-        made_from: what the whole table is made from, see :func:`embeddings_made_from`; with "shard" where it is a part.
-        embed: maps row numbers to blocks of columns in order: "value", the embedding, and whatever else belongs
-            to the row, such as the "draws" of its view.
-        rows: which.
-        root: folder of all caches.
-        title: for people.
-    """
-
-    def blocks() -> Iterator[Block]:
-        done = 0
-        for columns in embed(np.arange(rows.start, rows.stop)):
-            done += len(columns["value"])
-            progress(f"teacher embeddings of {title}", done, len(rows))
-            yield {name: v.cpu().numpy() if isinstance(v, Tensor) else v for name, v in columns.items()}
-
-    return ensure(root, "embeddings", made_from, blocks, verify)
-
-
-def embeddings_made_from(images: str, teacher: str, transform: Mapping[str, Any], views: int = 1) -> dict[str, Any]:
-    """What decides a table of embeddings.
-
-    Args:
-        images: fingerprint of the set.
-        teacher: fingerprint of the teacher's weights.
-        transform: JSON description of what happens to an image before the teacher sees it, and of what is stored
-            beside its embedding.
-        views: how many of every image.
-    """
-    return {
-        "images": images, "teacher": teacher, "transform": dict(transform), "views": views, "dtype": "float32",
-        "normalised": False,
-    }  # fmt: skip
 
 
 def joined(root: str | Path, kind: str, made_from: Mapping[str, Any], parts: Sequence[Rows]) -> Rows:
@@ -436,32 +248,6 @@ def joined(root: str | Path, kind: str, made_from: Mapping[str, Any], parts: Seq
     return open_rows(folder, made_from)
 
 
-def neighbour_count(top_k: int, images: int) -> int:
-    """How many neighbours a table holds: a power of two, at least 256, so that a sweep over top_k shares one."""
-    return min(images, max(256, 1 << (top_k - 1).bit_length()))
-
-
-def neighbours(embedded: Rows, count: int, root: str | Path, progress: Report = silent, verify: bool = False) -> Rows:
-    """Every image's nearest images of the whole set by the teacher: columns "index" (K,) int32, "cosine" (K,).
-
-    K is ``count``, see :func:`neighbour_count`; a loss reads the first columns.
-
-    Args:
-        embedded: the teacher's clean embeddings of the set; its fingerprint is part of the cache's.
-    """
-    count = min(count, len(embedded))
-    made_from = {"embeddings": embedded.manifest["fingerprint"], "neighbours": count}
-
-    def blocks() -> Iterator[Block]:
-        done, rows = 0, np.arange(len(embedded))
-        for index, cosine in retrieval.neighbours(embedded(rows), count):
-            done += len(index)
-            progress(f"{count} nearest of the training set", done, len(embedded))
-            yield {"index": index, "cosine": cosine}
-
-    return ensure(root, "neighbours", made_from, blocks, verify)
-
-
 def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with open(path, "rb") as handle:
@@ -475,22 +261,6 @@ def weights_hash(module: torch.nn.Module) -> str:
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         sha.update(value.detach().cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()
-
-
-_UNREADABLE, _PLAIN, _MENDED = 0, 1, 2  # what the column "readable" holds
-
-
-def _hash_and_decode(images: ImageSet, key: str) -> tuple[bytes, int]:
-    try:
-        data = images.reader.read(key)
-    except Exception:  # zip and system errors alike
-        return bytes(32), _UNREADABLE
-    sha = hashlib.sha256(data).digest()
-    try:
-        _, mended = decode_and_tell(data)
-    except Exception:  # a damaged file may make the decoder raise anything; it is counted and named
-        return sha, _UNREADABLE
-    return sha, _MENDED if mended else _PLAIN
 
 
 def _write(folder: Path, made_from: Mapping[str, Any], blocks: Iterator[Block]) -> None:
@@ -561,7 +331,7 @@ def _record_batch(blocks: list[Block]) -> pa.RecordBatch:
     return pa.record_batch(arrays, names=list(blocks[0]))
 
 
-def _ranges(count: int, step: int) -> list[range]:
+def ranges(count: int, step: int) -> list[range]:
     return [range(start, min(start + step, count)) for start in range(0, count, step)]
 
 

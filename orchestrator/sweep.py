@@ -7,8 +7,8 @@ import typer
 
 from orchestrator import command, find, tracking
 from orchestrator.command import console
+from orchestrator.launch import asked, study
 from orchestrator.launch import plan as plans
-from orchestrator.launch import study
 from orchestrator.launch.plan import Plan
 from orchestrator.launch.runner import Runner
 from orchestrator.progress import Board
@@ -47,7 +47,7 @@ def main(
         with command.runner(in_process) as runner:
             _run(command.continued(plan, runner, concurrent), runner)
         return
-    recipes, place = plans.resolve(space, on, given, epochs, data_root, workers)
+    recipes, place = asked.resolve(space, on, given, epochs, data_root, workers)
     total = len(space.table()) if space.cells else (trials or space.trials)
     if space.cells and trials:
         raise ValueError(f"{name} is a table of {total} rows × seeds and always runs in full; leave --trials away")

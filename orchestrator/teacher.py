@@ -6,6 +6,7 @@ import typer
 
 from orchestrator import command, find, tracking
 from orchestrator.command import console
+from orchestrator.launch import asked
 from orchestrator.launch import plan as plans
 from orchestrator.launch.plan import Plan
 from orchestrator.launch.preparing import Preparation
@@ -25,7 +26,7 @@ def main(
 ) -> None:
     """Trains the teacher (once: a teacher is found again by its recipe and its training images)."""
     space, given = plans.single(method), command.parse_settings(settings)
-    recipes, place = plans.resolve(space, on, given, None, data_root, workers)
+    recipes, place = asked.resolve(space, on, given, None, data_root, workers)
     uri = tracking.tracking_uri(place.storage)
     needs = find.method(method).needs(recipes[method], place)
     trained = [need for need in needs.values() if need.trial is not None]

@@ -4,8 +4,8 @@ import typer
 
 from orchestrator import command, find, tracking
 from orchestrator.command import console
+from orchestrator.launch import asked, study
 from orchestrator.launch import plan as plans
-from orchestrator.launch import study
 from orchestrator.launch.plan import Plan
 from orchestrator.launch.runner import Runner
 from orchestrator.progress import Board
@@ -42,7 +42,7 @@ def main(
         return
     seed = check_field(recipe, "train.seed", given.pop(seed_name, recipe.train.seed))
     space = plans.single(method, seed)
-    recipes, place = plans.resolve(space, on, given, epochs, data_root, workers)
+    recipes, place = asked.resolve(space, on, given, epochs, data_root, workers)
     uri = tracking.tracking_uri(place.storage)
     tracking.check(uri)
     with command.runner(in_process) as runner:

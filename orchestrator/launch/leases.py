@@ -63,10 +63,15 @@ def held(path: str | Path, waiting: Callable[[Holder], None] | None = None, what
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     told: Holder | None = None
+    unreadable = False
     while not _take(path):
         holder = read(path)
         if holder is None:
-            continue  # given back a moment ago
+            if unreadable and path.exists():
+                raise Taken(f"the lease {path} cannot be read; if nobody is at work on it, remove it")
+            unreadable = path.exists()  # else it was given back a moment ago
+            time.sleep(_LOOK_SECONDS)
+            continue
         if holder.is_gone:
             _break(path)
             continue

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import torch
 
-from orchestrator import cache
+from orchestrator import cache, tables
 from orchestrator.cache import Block
 
 
@@ -39,7 +39,7 @@ def main() -> None:
         embedded = cache.ensure(root, "embeddings", {"images": images}, blocks)
         before = _peak_gib()
         started = time.perf_counter()
-        table = cache.neighbours(embedded, count, root)
+        table = tables.neighbours(embedded, count, root)
         seconds = time.perf_counter() - started
         print(f"{images:,} × {width}, {table.manifest['columns']['index']['shape'][0]} neighbours, "
               f"{torch.get_num_threads()} threads: {seconds:.1f} s, peak {_peak_gib():.2f} GiB "

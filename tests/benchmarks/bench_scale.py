@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator import cache
+from orchestrator import indexing
 from orchestrator.datasets.augmentation import Augmentation
 from orchestrator.datasets.images import ImageSet
 from orchestrator.datasets.sampling import shuffled_batches
@@ -61,14 +61,14 @@ def peak_mib() -> float:
 def indexed(root: str, count: int, answer: Any) -> None:
     start = time.perf_counter()
     images = ImageSet("scale/train", Names(count), np.arange(count) // 70, MadeUp())
-    table = cache.index(images, root)
-    fingerprint = cache.checked(images, table).fingerprint
+    table = indexing.index(images, root)
+    fingerprint = indexing.checked(images, table).fingerprint
     answer.put((time.perf_counter() - start, peak_mib(), str(table.folder), fingerprint))
 
 
 def opened(folder: str, answer: Any) -> None:
     before, start = peak_mib(), time.perf_counter()
-    images = cache.open_index(folder, "scale/train", MadeUp(), False)
+    images = indexing.open_index(folder, "scale/train", MadeUp(), False)
     names = [images.keys[int(i)] for i in np.linspace(0, len(images) - 1, 512)]
     labels = images.labels[:512]
     seconds = time.perf_counter() - start

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator import cache, find
+from orchestrator import cache, find, indexing, tables
 from orchestrator.datasets.folder import load
 from orchestrator.datasets.images import Chosen, Folder, ImageSet
 from orchestrator.needs import digest
@@ -148,13 +148,13 @@ def test_fingerprints_follow_content_not_place(tiny_root, tmp_path):
     import shutil
 
     train = load(str(tiny_root)).train
-    first = cache.indexed(train, tmp_path / "a")
+    first = indexing.indexed(train, tmp_path / "a")
     shutil.copytree(tiny_root, tmp_path / "moved")
-    moved = cache.indexed(load(str(tmp_path / "moved")).train, tmp_path / "b")
+    moved = indexing.indexed(load(str(tmp_path / "moved")).train, tmp_path / "b")
     assert first.fingerprint == moved.fingerprint != ""
     victim = tmp_path / "moved" / train.keys[0]
     victim.write_bytes((tmp_path / "moved" / train.keys[1]).read_bytes())
-    assert cache.indexed(load(str(tmp_path / "moved")).train, tmp_path / "b").fingerprint != moved.fingerprint
+    assert indexing.indexed(load(str(tmp_path / "moved")).train, tmp_path / "b").fingerprint != moved.fingerprint
 
 
 def test_unreadable_images_are_named_counted_and_only_skipped_on_request(tiny_root, tmp_path):
@@ -164,17 +164,17 @@ def test_unreadable_images_are_named_counted_and_only_skipped_on_request(tiny_ro
     (tmp_path / "gone.png").write_bytes(b"")
     images = ImageSet("x", keys, np.array([0, 1, 2]), Folder(str(tmp_path)))
     with pytest.raises(OSError, match=r"x: 2 of 3 images cannot be read: bad.png, gone.png; .*skip_unreadable=true"):
-        cache.indexed(images, tmp_path / "c")
+        indexing.indexed(images, tmp_path / "c")
     with pytest.warns(UserWarning, match="2 of 3 images cannot be read"):
-        left = cache.indexed(images, tmp_path / "c", skip_unreadable=True)
+        left = indexing.indexed(images, tmp_path / "c", skip_unreadable=True)
     assert tuple(left.keys) == ("good.png",) and left.identity.tolist() == [0] and left.num_identities == 1
 
 
 def test_pixels_are_the_decoded_frames(tiny_root, tmp_path):
     from orchestrator.datasets.images import Frames
 
-    train = cache.indexed(load(str(tiny_root)).train, tmp_path)
-    rows = cache.pixels(train, (12, 10), tmp_path)
+    train = indexing.indexed(load(str(tiny_root)).train, tmp_path)
+    rows = tables.pixels(train, (12, 10), tmp_path)
     np.testing.assert_array_equal(rows([5, 2]), Frames(train, (12, 10))([5, 2]).numpy())
 
 
@@ -238,9 +238,9 @@ def test_a_set_opened_from_its_table_is_the_listed_one_and_reads_no_file(tiny_ro
     images = getattr(load(str(tiny_root)), side)
     if side == "train":
         images = ImageSet(images.name, images.keys, images.identity, images.reader)  # without cameras
-    table = cache.index(images, tmp_path)
-    checked = cache.checked(images, table)
-    opened = cache.open_index(table.folder, images.name, Untouched(), images.camera is not None, checked.fingerprint)
+    table = indexing.index(images, tmp_path)
+    checked = indexing.checked(images, table)
+    opened = indexing.open_index(table.folder, images.name, Untouched(), images.camera is not None, checked.fingerprint)
     assert same(opened, images) and same(checked, images)
     assert opened.fingerprint == checked.fingerprint != ""
     assert opened.num_identities == images.num_identities
@@ -252,25 +252,25 @@ def test_what_cannot_be_read_is_left_out_of_the_opened_set_too(tiny_root, tmp_pa
     for key in keys:
         (tmp_path / key).write_bytes(whole[:99] if key == "b.png" else whole)
     images = ImageSet("x", keys, np.array([5, 6, 9, 9]), Folder(str(tmp_path)), np.array([1, 2, 3, 4]))
-    table = cache.index(images, tmp_path / "c")
+    table = indexing.index(images, tmp_path / "c")
     with pytest.warns(UserWarning, match=r"x: 1 of 4 images cannot be read: b\.png; left out"):
-        checked = cache.checked(images, table, skip_unreadable=True)
-    opened = cache.open_index(table.folder, "x", Untouched(), True, checked.fingerprint)
+        checked = indexing.checked(images, table, skip_unreadable=True)
+    opened = indexing.open_index(table.folder, "x", Untouched(), True, checked.fingerprint)
     for found in (opened, checked):
         assert tuple(found.keys) == ("a.png", "c.png", "d.png") and found.camera.tolist() == [1, 3, 4]
         assert found.labels.tolist() == [0, 1, 1], "classes are counted anew"
     left = ImageSet("x", found.keys, found.identity, images.reader, found.camera)
-    assert cache.indexed(left, tmp_path / "c").fingerprint == checked.fingerprint
+    assert indexing.indexed(left, tmp_path / "c").fingerprint == checked.fingerprint
 
 
 def test_a_table_is_made_again_only_when_a_file_or_the_listing_changed(tiny_root, tmp_path, monkeypatch):
     images = load(str(tiny_root)).gallery
-    first = cache.index(images, tmp_path)
+    first = indexing.index(images, tmp_path)
     monkeypatch.setattr(Folder, "read", lambda reader, key: pytest.fail(f"read {key}"))
-    assert cache.index(images, tmp_path).folder == first.folder
+    assert indexing.index(images, tmp_path).folder == first.folder
     other = ImageSet(images.name, images.keys, images.identity + 1, images.reader, images.camera)
     with pytest.raises(pytest.fail.Exception, match="read gallery/"):
-        cache.index(other, tmp_path)
+        indexing.index(other, tmp_path)
 
 
 def test_a_reader_s_own_checksum_stands_for_reading(tmp_path):
@@ -285,8 +285,8 @@ def test_a_reader_s_own_checksum_stands_for_reading(tmp_path):
             raise AssertionError("read")
 
     images = ImageSet("x", ("a", "b"), np.array([0, 1]), Known())
-    table = cache.index(images, tmp_path)
-    assert table([1], "sha256").tobytes() == b"b".ljust(32) and cache.checked(images, table).fingerprint
+    table = indexing.index(images, tmp_path)
+    assert table([1], "sha256").tobytes() == b"b".ljust(32) and indexing.checked(images, table).fingerprint
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -298,7 +298,7 @@ def test_streamed_digests_are_those_of_the_whole(monkeypatch, count):
     hashes = [f"{i:064x}" for i in range(count)]
     images = ImageSet("x/ü", keys, identity, None, camera)
     listed = [keys, identity.tolist(), camera.tolist()]
-    assert cache.listing_digest(keys, identity, camera) == digest(listed)
+    assert indexing.listing_digest(keys, identity, camera) == digest(listed)
     assert cache._content_digest(images, iter(hashes)) == digest(["x/ü", [*listed, "".join(hashes)]])
     alone = ImageSet("x/ü", keys, identity, None)
     expected = digest(["x/ü", [keys, identity.tolist(), [-1] * count, "".join(hashes)]])
@@ -329,7 +329,7 @@ EVERY_SIDE = [(name, side) for name, sides in FINGERPRINTS.items() for side in s
 )
 def test_fingerprints_are_those_of_03(name, side, tmp_path):
     images = find.dataset(name)("").sets()[side]
-    assert cache.indexed(images, tmp_path).fingerprint == FINGERPRINTS[name][side]
+    assert indexing.indexed(images, tmp_path).fingerprint == FINGERPRINTS[name][side]
 
 
 # --- Parts, presence, neighbours --------------------------------------------------------------------------------------
@@ -372,16 +372,16 @@ def test_what_is_there_is_found_and_nothing_is_built(tmp_path):
     [(2, 10_000, 256), (256, 10_000, 256), (257, 10_000, 512), (512, 10_000, 512), (513, 600, 600), (10, 40, 40)],
 )
 def test_a_table_of_neighbours_serves_a_sweep_over_their_number(top_k, images, count):
-    assert cache.neighbour_count(top_k, images) == count
+    assert tables.neighbour_count(top_k, images) == count
 
 
 def test_neighbours_are_the_nearest_of_the_whole_set(tmp_path):
     values = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
     embedded = cache.ensure(tmp_path, "e", {"a": 1}, lambda: iter([{"value": values[:5]}, {"value": values[5:]}]))
-    found = cache.neighbours(embedded, 4, tmp_path)
+    found = tables.neighbours(embedded, 4, tmp_path)
     normal = values / np.linalg.norm(values, axis=1, keepdims=True)
     cosine = normal @ normal.T
     order = np.argsort(-cosine, axis=1, kind="stable")[:, :4]
     assert found.all("index").tolist() == order.tolist() and (order[:, 0] == np.arange(9)).all()
     np.testing.assert_allclose(found.all("cosine"), np.take_along_axis(cosine, order, 1), atol=1e-6)
-    assert cache.neighbours(embedded, 99, tmp_path).all("index").shape == (9, 9)
+    assert tables.neighbours(embedded, 99, tmp_path).all("index").shape == (9, 9)

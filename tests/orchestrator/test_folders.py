@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator import cache, find
+from orchestrator import find, indexing
 from orchestrator.datasets import (
     emoji,
     folder,
@@ -195,7 +195,7 @@ def test_what_systems_put_beside_images_is_no_data(tmp_path):
     data = folder.load(str(root))
     assert [key for side in data.sets().values() for key in side.keys] == SIDES and data.notice == ""
     assert data.train.num_identities == data.gallery.num_identities == 2
-    cache.indexed(data.gallery, tmp_path / "cache")
+    indexing.indexed(data.gallery, tmp_path / "cache")
 
 
 def test_more_extensions_are_read_and_the_rest_is_counted(tmp_path):

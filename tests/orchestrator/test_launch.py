@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import find
-from orchestrator.launch import before, leases, study
+from orchestrator.launch import asked, before, leases, study
 from orchestrator.launch import plan as plans
 from orchestrator.launch.leases import Holder, Taken, held
 from orchestrator.launch.study import Rungs, Study
@@ -38,7 +38,7 @@ def planned(storage):
     """Makes the stored plan of a space on demo."""
 
     def make(space: SearchSpace = ALPHA, name: str = "mine", trials: int | None = None, **settings) -> plans.Plan:
-        recipes, place = plans.resolve(space, "demo", settings, None, "")
+        recipes, place = asked.resolve(space, "demo", settings, None, "")
         total = trials or (len(space.table()) if space.cells else space.trials)
         return plans.new_plan(name, space, f"{name} on demo", "demo", recipes, place, "sqlite://", total, 4, 1, 0.0)
 
@@ -257,39 +257,39 @@ TABLE = SearchSpace(
 )
 def test_what_a_sweep_cannot_mean_is_refused(space, settings, message):
     with pytest.raises(ValueError, match=message):
-        plans.resolve(space, "demo", settings, None, "")
+        asked.resolve(space, "demo", settings, None, "")
 
 
 def test_a_varied_field_is_the_sweep_s_however_it_is_written():
     space = dataclasses.replace(ALPHA, tune={"teacher.epochs": Int(1, 4)}, start=())
     for name in ("teacher.epochs", "teacher.train.epochs"):
         with pytest.raises(ValueError, match=f"{name} is what this sweep varies or fixes"):
-            plans.resolve(space, "demo", {name: 2}, None, "")
+            asked.resolve(space, "demo", {name: 2}, None, "")
     with pytest.raises(ValueError, match=r"train\.epochs is what this sweep varies or fixes"):
-        plans.resolve(dataclasses.replace(ALPHA, fix={"train.epochs": 2}), "demo", {}, 3, "")
+        asked.resolve(dataclasses.replace(ALPHA, fix={"train.epochs": 2}), "demo", {}, 3, "")
 
 
 def test_edges_and_corners_of_a_space_are_tried_before_anything_starts():
     def resolved(**tune):
-        return plans.resolve(SearchSpace(method="csd", question="?", tune=tune), "demo", {}, None, "")
+        return asked.resolve(SearchSpace(method="csd", question="?", tune=tune), "demo", {}, None, "")
 
     with pytest.raises(ValueError, match="top_k must be at least"):
         resolved(top_k=Int(0, 8))
     with pytest.raises(ValueError, match=r"top_k \(99\) must be at most batch_size \(60\)"):
         resolved(top_k=Int(4, 99), batch_size=Choice((60, 120)))
     with pytest.raises(ValueError, match="no recipe for 'sopp'; did you mean sop"):
-        plans.resolve(ALPHA, "sopp", {}, None, "")
+        asked.resolve(ALPHA, "sopp", {}, None, "")
     with pytest.raises(ValueError, match="a batch of 120 images cannot be shared evenly by 7 workers"):
-        plans.resolve(ALPHA, "demo", {}, None, "", workers=7)
+        asked.resolve(ALPHA, "demo", {}, None, "", workers=7)
 
 
 def test_a_data_root_must_be_a_folder_and_becomes_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    _, place = plans.resolve(ALPHA, "demo", {}, 5, "data")
+    _, place = asked.resolve(ALPHA, "demo", {}, 5, "data")
     assert place.data_root == str(tmp_path / "data")
     with pytest.raises(ValueError, match="--data-root dta is not a directory"):
-        plans.resolve(ALPHA, "demo", {}, None, "dta")
+        asked.resolve(ALPHA, "demo", {}, None, "dta")
 
 
 def test_variants_are_rows_of_a_table_or_combinations_of_choices(planned):

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator import find
 from orchestrator.families.asymmetric import AsymmetricRecipe
-from orchestrator.launch import plan as plans
+from orchestrator.launch import asked
 from orchestrator.recipe import (
     Count,
     Network,
@@ -341,7 +341,7 @@ def test_every_space_fits_its_methods(name):
     """Every row and every corner is accepted, and the paper's value is inside and first."""
     space = find.space(name)
     assert space.question and find._module("search_spaces", name).__doc__
-    recipes, _ = plans.resolve(space, "demo", {}, None, "")
+    recipes, _ = asked.resolve(space, "demo", {}, None, "")
     assert set(recipes) == set(space.methods)
     # A table under a paper's name has that paper's full size somewhere; the demo decides nothing of it.
     full = next(b for b in ("sop", "occluded_duke") if b in find.method(space.method).recipes)

@@ -12,7 +12,7 @@ import torch
 
 from models.embedder import Embedder, EmbedderConfig
 from models.network import identity
-from orchestrator import cache, checkpoint, find, published
+from orchestrator import cache, checkpoint, find, published, tables
 from orchestrator.datasets.images import fetch
 from orchestrator.families.asymmetric.batches import LoadPairs, PairRequests
 from orchestrator.families.asymmetric.pairs import AsymmetricDistillation, Neighbours
@@ -92,7 +92,7 @@ class AsymmetricMethod(Method):
             if count > images:
                 raise ValueError(f"top_k ({count}) is more than the {images} training images")
             made["neighbours"] = Need(
-                "neighbours", {"count": cache.neighbour_count(count, images)}, {"embeddings": made["clean targets"]},
+                "neighbours", {"count": tables.neighbour_count(count, images)}, {"embeddings": made["clean targets"]},
                 title="nearest training images", network=True,
             )  # fmt: skip
         return made
@@ -135,7 +135,7 @@ class AsymmetricMethod(Method):
         place = where.place
         if need.kind == "neighbours":
             rows = cache.open_rows(place.folder(after["embeddings"].path))
-            table = cache.neighbours(rows, need.made_from["count"], place.folder("cache"), progress, verify=True)
+            table = tables.neighbours(rows, need.made_from["count"], place.folder("cache"), progress, verify=True)
             return data.ready_rows(need, table, place)
         if need.kind == "classifier":
             return check_classifier(need, after, place)
@@ -153,7 +153,7 @@ class AsymmetricMethod(Method):
         transform, views = dict(need.made_from["transform"]), need.made_from["views"]
         if "outputs" in transform:
             transform["classifier"] = after["classifier"].fingerprint if "classifier" in after else ""
-        made_from = cache.embeddings_made_from(
+        made_from = tables.embeddings_made_from(
             after["images"].fingerprint, after["teacher"].fingerprint, transform, views
         )
         whole = cache.there(root, "embeddings", made_from)
@@ -178,7 +178,7 @@ class AsymmetricMethod(Method):
         if "shard" in need.made_from:
             made_from |= {"shard": need.made_from["shard"]}
         title = images.name + (f", {views} views" if views > 1 else "")
-        table = cache.embeddings(made_from, embed, rows, root, title, progress, verify=True)
+        table = tables.embeddings(made_from, embed, rows, root, title, progress, verify=True)
         return data.ready_rows(need, table, place)
 
     def experiment(self, recipe: AsymmetricRecipe, prepared: Prepared, where: Where) -> Experiment:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator import cache, find
+from orchestrator import cache, find, indexing, tables
 from orchestrator.cache import Rows
 from orchestrator.datasets.augmentation import DRAWS, Augmentation
 from orchestrator.datasets.images import Frames, ImageSet, RetrievalData, described, rebuilt
@@ -58,7 +58,7 @@ def _index_need(data: Data, found: RetrievalData, side: str, images: ImageSet, r
             "skip_unreadable": data.skip_unreadable,
             "reader": described(images.reader),
             "stamp": images.reader.stamp(images.keys),
-            "listing": cache.listing_digest(images.keys, images.identity, camera),
+            "listing": indexing.listing_digest(images.keys, images.identity, camera),
             "rule": rule,
         },
         title=f"index of {images.name} ({len(images):,} images)",
@@ -79,8 +79,8 @@ def make_index(need: Need, where: Where, progress: Report) -> Ready:
     images = found.sets()[asked["side"]]
     if images.reader.stamp(images.keys) != asked["stamp"]:
         raise ValueError(f"{images.name} has changed while it was being prepared; run the command again")
-    table = cache.index(images, where.place.folder("cache"), progress)
-    indexed = cache.checked(images, table, data.skip_unreadable)
+    table = indexing.index(images, where.place.folder("cache"), progress)
+    indexed = indexing.checked(images, table, data.skip_unreadable)
     told = {
         "index": {
             "name": indexed.name,
@@ -101,7 +101,7 @@ def make_index(need: Need, where: Where, progress: Report) -> Ready:
 def open_images(place: Place, ready: Ready) -> ImageSet:
     """One side from its table alone."""
     told = ready.told["index"]
-    return cache.open_index(
+    return indexing.open_index(
         place.folder(ready.path), told["name"], rebuilt(told["reader"]), told["cameras"], ready.fingerprint
     )
 
@@ -141,7 +141,7 @@ def pixel_need(run: Run, images: Need, size: tuple[int, int], resize: str = "bil
 def make_pixels(need: Need, after: Mapping[str, Ready], where: Where, progress: Report) -> Ready:
     """Decodes and resizes every image once."""
     images, size = open_images(where.place, after["images"]), tuple(need.made_from["size"])
-    rows = cache.pixels(
+    rows = tables.pixels(
         images, size, where.place.folder("cache"), progress, need.how["loader_workers"], True, need.made_from["resize"]
     )
     return ready_rows(need, rows, where.place)

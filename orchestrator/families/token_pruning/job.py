@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from models.network import identity
 from models.token_pruning import PrunedViT
-from orchestrator import cache, checkpoint, find, published
+from orchestrator import cache, checkpoint, find, published, tables
 from orchestrator.datasets import occlusion
 from orchestrator.datasets.images import ImageSet, check_labels, fetch
 from orchestrator.datasets.occlusion import Occluders
@@ -147,7 +147,7 @@ class TokenPruning(Method):
             train = data.open_images(place, after["train"])
             transform["cameras"] = known_cameras(train).tolist()
             cameras = {"images": camera_index(train, images)}
-        made_from = cache.embeddings_made_from(images.fingerprint, after["teacher"].fingerprint, transform)
+        made_from = tables.embeddings_made_from(images.fingerprint, after["teacher"].fingerprint, transform)
         whole = cache.there(root, "embeddings", made_from)
         parts = [after[role] for role in after if role.startswith("shard ")]
         if whole is None and parts:
@@ -161,7 +161,7 @@ class TokenPruning(Method):
         if "shard" in need.made_from:
             made_from |= {"shard": need.made_from["shard"]}
         rows = data.shard_rows(need, len(images))
-        table = cache.embeddings(made_from, embed, rows, root, images.name, progress, verify=True)
+        table = tables.embeddings(made_from, embed, rows, root, images.name, progress, verify=True)
         return data.ready_rows(need, table, place)
 
     def experiment(self, recipe: PruningRecipe, prepared: Prepared, where: Where) -> Experiment:

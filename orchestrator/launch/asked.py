@@ -1,0 +1,80 @@
+"""From what a person typed to recipes: every name and value of a sweep checked before anything starts."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator import find
+from orchestrator.launch.plan import storage
+from orchestrator.needs import Place
+from orchestrator.recipe import changed, check_field, path_of
+from search_spaces._space import Choice, Float, Int, SearchSpace
+
+
+def resolve(
+    space: SearchSpace, benchmark: str, settings: Mapping[str, Any], epochs: int | None, data_root: str,
+    workers: int = 1,
+) -> tuple[dict[str, Any], Place]:  # fmt: skip
+    """The base recipe of every method of a sweep, and its place; everything checked that can be without data.
+
+    Raises:
+        ValueError: unknown or ambiguous names, values out of range, a field that the sweep varies or fixes and the
+            command line also sets, or points of the space that the method refuses.
+    """
+    settings = {**settings, **({"train.epochs": epochs} if epochs else {})}
+    _check_not_varied(space, benchmark, settings)
+    recipes = {}
+    for method in space.methods:
+        try:
+            recipes[method] = changed(find.recipe(method, benchmark), {**space.fix, **settings})
+        except ValueError as error:
+            raise ValueError(f"{error} (method {method})" if len(space.methods) > 1 else str(error)) from error
+    for name, bounds in space.tune.items():
+        for edge in _edges(bounds):
+            check_field(recipes[space.method], name, edge)
+    for point in [*space.table(), *_corners(space)] or [{}]:
+        method = space.method_of(point) if point else space.method
+        try:
+            recipe = changed(recipes[method], space.settings(point) if point else {})
+            find.method(method).check(recipe, workers)
+        except ValueError as error:
+            row = f" (row {point['cell']})" if len(space.cells) > 1 else ""
+            raise ValueError(f"{error}{row}") from error
+    if data_root and not Path(data_root).is_dir():
+        raise ValueError(f"--data-root {data_root} is not a directory")
+    return recipes, Place(storage=storage(), data_root=str(Path(data_root).absolute()) if data_root else "")
+
+
+def _check_not_varied(space: SearchSpace, benchmark: str, settings: Mapping[str, Any]) -> None:
+    recipe = find.recipe(space.method, benchmark)
+    having: dict[str, list[str]] = {}
+    for name in settings:
+        having[name] = [m for m in space.methods if _has(find.recipe(m, benchmark), name)]
+    for name, methods in having.items():
+        if methods and len(methods) < len(space.methods):
+            raise ValueError(f"{name} is a field of {', '.join(methods)} only, not of every method of this sweep")
+    varied = {*space.tune, *space.fix, *(name for cell in space.cells.values() for name in cell if name != "method")}
+    varied |= {"train.seed"} if space.cells else set()
+    paths = {path_of(recipe, name) for name in varied if _has(recipe, name)} | varied
+    for name, value in settings.items():
+        if name in paths or (_has(recipe, name) and path_of(recipe, name) in paths):
+            raise ValueError(f"{name} is what this sweep varies or fixes; it cannot also be set to {value}")
+
+
+def _has(recipe: Any, name: str) -> bool:
+    try:
+        path_of(recipe, name)
+    except ValueError as error:
+        return "say which" in str(error)
+    return True
+
+
+def _edges(bounds: Float | Int | Choice) -> tuple[Any, ...]:
+    return bounds.options if isinstance(bounds, Choice) else (bounds.low, bounds.high)
+
+
+def _corners(space: SearchSpace) -> list[dict[str, Any]]:
+    """Every combination of the outermost values of the tuned fields."""
+    edges = {name: _edges(bounds) for name, bounds in space.tune.items()}
+    return [dict(zip(edges, values, strict=True)) for values in itertools.product(*edges.values())] if edges else []
