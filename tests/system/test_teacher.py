@@ -110,21 +110,26 @@ def started(tiny_recipe, tiny_place, prepared, tmp_path):
     return make
 
 
+# The position embedding of a file is that of a square of patches.
+SQUARE = {"sureid": {"student.size": "16x16"}, "d3still": {"student.size": "24x24"}}
+
+
 @pytest.mark.parametrize("method", ["d3still", "supervised", "sureid"])
 def test_a_student_starts_from_a_local_file(method, started, tiny_recipe, tiny_place, prepared):
-    state, file = started(method)
-    recipe = tiny_recipe(method, **{"student.weights": file, "student.pretrained": True})
-    if method != "sureid":  # no weights of timm are asked for; networks of this width have none
-        find.method(method).check(recipe, 1)
+    """Where a file is named no weights of timm are asked for: networks of this width have none."""
+    own = {"npkd": False, **SQUARE["sureid"]} if method == "sureid" else {}
+    state, file = started(method, **own)
+    recipe = tiny_recipe(method, **own, **{"student.weights": file, "student.pretrained": True})
+    find.method(method).check(recipe, 1)
     found = first_network(method, recipe, tiny_place, prepared).backbone.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("method", TAUGHT)
 def test_a_teacher_starts_from_a_local_file(method, started, need, tiny_place, prepared):
-    same = {} if method == "sureid" else {"student.size": "24x24"}
-    state, file = started(method, **same)
-    wanted = need(method, **{"teacher.network.weights": file})
+    without = {"npkd": False} if method == "sureid" else {}
+    state, file = started(method, **SQUARE[method], **without)
+    wanted = need(method, **SQUARE[method], **{"teacher.network.weights": file})
     assert wanted.key != need(method).key
     own, recipe = training(wanted)
     assert recipe.student.weights == file
@@ -132,18 +137,20 @@ def test_a_teacher_starts_from_a_local_file(method, started, need, tiny_place, p
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
-@pytest.mark.parametrize("method", TAUGHT)
-def test_what_does_not_fit_is_one_line(method, started, tiny_recipe, tiny_place, prepared, tmp_path):
-    _, file = started(method, more={"extra.weight": torch.zeros(2)})
-    recipe = tiny_recipe(method, **{"student.weights": file})
+def test_what_does_not_fit_is_one_line(started, tiny_recipe, tiny_place, prepared, tmp_path):
+    _, file = started("d3still", more={"extra.weight": torch.zeros(2)})
     with pytest.warns(UserWarning, match="1 of its tensors are not used, such as extra.weight") as caught:
-        first_network(method, recipe, tiny_place, prepared)
+        first_network("d3still", tiny_recipe(**{"student.weights": file}), tiny_place, prepared)
     assert not any("\n" in str(warning.message) for warning in caught)
     save_file({"other.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    recipe = tiny_recipe(method, **{"student.weights": str(tmp_path / "other.safetensors")})
-    with pytest.raises(ValueError, match="holds another network: 0 of") as refused:
-        first_network(method, recipe, tiny_place, prepared)
-    assert "\n" not in str(refused.value)
+    _, odd = started("sureid", more={"extra.weight": torch.zeros(2)})
+    for method, other, words in (
+        ("d3still", str(tmp_path / "other.safetensors"), "holds another network: 0 of"),
+        ("sureid", odd, r"sureid-start\.safetensors do not fit: 1 tensors differ, first extra\.weight"),
+    ):
+        with pytest.raises(ValueError, match=words) as refused:
+            first_network(method, tiny_recipe(method, **{"student.weights": other}), tiny_place, prepared)
+        assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("method", TAUGHT)
