@@ -205,7 +205,7 @@ def from_training(images: ImageSet, size: tuple[int, int], count: int = 200, see
 
 
 def save(folder: str | Path, occluders: Occluders) -> None:
-    """The patches as ``patches.safetensors`` in a new folder, from which :func:`load` reads them."""
+    """The patches as ``patches.safetensors`` in a new folder, from which :func:`stored` reads them."""
     folder = Path(folder)
     partial = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     partial.mkdir(parents=True)
@@ -217,11 +217,11 @@ def save(folder: str | Path, occluders: Occluders) -> None:
         shutil.rmtree(partial)
 
 
-def load(folder: str | Path) -> Occluders:
+def stored(folder: str | Path) -> Occluders:
     """The set that was saved."""
-    with safe_open(Path(folder) / "patches.safetensors", "pt") as stored:
-        patches = tuple(stored.get_tensor(name) for name in sorted(stored.keys()))
-        return Occluders(stored.metadata()["source"], patches, int(stored.metadata()["seed"]))
+    with safe_open(Path(folder) / "patches.safetensors", "pt") as file:
+        patches = tuple(file.get_tensor(name) for name in sorted(file.keys()))
+        return Occluders(file.metadata()["source"], patches, int(file.metadata()["seed"]))
 
 
 def _varied(patch_4HW: Tensor, draws: list[float], size: tuple[int, int]) -> Tensor:

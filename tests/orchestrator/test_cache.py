@@ -292,17 +292,17 @@ def test_a_reader_s_own_checksum_stands_for_reading(tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_streamed_digests_are_those_of_the_whole(monkeypatch, count):
     """In blocks of two: a set of millions has the fingerprint that it would have in one piece."""
-    ranges = cache._ranges
-    monkeypatch.setattr(cache, "_ranges", lambda total, step: ranges(total, 2))
+    ranges = cache.ranges
+    monkeypatch.setattr(cache, "ranges", lambda total, step: ranges(total, 2))
     keys, identity, camera = WORDS[:count], np.arange(count) * 3, np.arange(count) - 1
     hashes = [f"{i:064x}" for i in range(count)]
     images = ImageSet("x/ü", keys, identity, None, camera)
     listed = [keys, identity.tolist(), camera.tolist()]
     assert indexing.listing_digest(keys, identity, camera) == digest(listed)
-    assert cache._content_digest(images, iter(hashes)) == digest(["x/ü", [*listed, "".join(hashes)]])
+    assert indexing._content_digest(images, iter(hashes)) == digest(["x/ü", [*listed, "".join(hashes)]])
     alone = ImageSet("x/ü", keys, identity, None)
     expected = digest(["x/ü", [keys, identity.tolist(), [-1] * count, "".join(hashes)]])
-    assert cache._content_digest(alone, iter(hashes)) == expected
+    assert indexing._content_digest(alone, iter(hashes)) == expected
 
 
 # Of version 0.3: sweeps and students that it stored are compared with them.

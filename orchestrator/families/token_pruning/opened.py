@@ -50,7 +50,7 @@ def open_all(recipe: PruningRecipe, prepared: Prepared) -> Opened:
     return Opened(
         found,
         frames,
-        occlusion.load(prepared.path("occluders")) if "occluders" in prepared else None,
+        occlusion.stored(prepared.path("occluders")) if "occluders" in prepared else None,
         cameras,
         {side: cache.open_rows(prepared.path(role)) for side, role in taught.items() if role in prepared},
     )
