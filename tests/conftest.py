@@ -1,7 +1,11 @@
 """Fixtures of all tests: a tiny data set on disk, recipes that fit it, one local cluster for the session."""
 
+import importlib
 import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,29 +16,53 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
+TRAIN_IDENTITIES = 16  # of the tiny data set
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-# Settings that make the recipe "folder" of D3still run in seconds on the tiny data set.
-TINY = {
-    "student": "resnet18", "student_width": 0.125, "student_size": "16x16", "student_pad": 1, "embedding_dim": 16,
-    "teacher": "resnet18", "teacher_width": 0.125, "teacher_size": "24x24", "teacher_pad": 1,
-    "pretrained": "false", "teacher_pretrained": "false",
-    "teacher_epochs": 1, "batch_size": 16, "top_k": 4, "views": "clean", "epochs": 3, "evaluate_every": 1,
-    "warmup_epochs": 1, "constant_epochs": 2, "learning_rate": 0.05, "loader_workers": 0, "erase": 0.2,
-    "identities_per_batch": 4, "images_per_identity": 2,
-}  # fmt: skip
+
+def family_of(method: str) -> Any:
+    """What tests know of a method's family: ``tests/families/<family>.py`` with its tiny settings and its cases."""
+    from orchestrator import find
+
+    return importlib.import_module(f"families.{find.method(method).family}")
+
+
+def with_paths(recipe: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under the full paths of their fields; those of fields that the recipe does not have as they are."""
+    from orchestrator.recipe import path_of
+
+    found = {}
+    for name, value in settings.items():
+        try:
+            found[path_of(recipe, name)] = value
+        except ValueError:
+            found[name] = value
+    return found
 
 
 @pytest.fixture(scope="session")
-def tiny_settings() -> dict:
-    """Recipe settings of the tiny data set."""
-    return dict(TINY)
+def tiny_settings() -> dict[str, Any]:
+    """Recipe settings of d3still on the tiny data set, benchmark "folder"."""
+    return dict(family_of("d3still").TINY)
 
 
 @pytest.fixture(scope="session")
-def tiny_arguments():
-    """Makes the ``--set`` arguments of the tiny recipe."""
-    return lambda **changes: [part for k, v in {**TINY, **changes}.items() for part in ("--set", f"{k}={v}")]
+def tiny_sureid_settings() -> dict[str, Any]:
+    """The same of sureid."""
+    return dict(family_of("sureid").TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments(tiny_settings):
+    """Makes the ``--set`` arguments of the tiny recipe of d3still."""
+
+    def arguments(**changes: Any) -> list[str]:
+        from orchestrator import find
+
+        settings = tiny_settings | with_paths(find.recipe("d3still", "folder"), changes)
+        return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+
+    return arguments
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +72,7 @@ def tiny_root(tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("tiny")
     for part, identities, shots in (
-        ("train", range(16), 3),
+        ("train", range(TRAIN_IDENTITIES), 3),
         ("query", range(20, 26), 1),
         ("gallery", range(20, 26), 2),
     ):
@@ -58,80 +86,115 @@ def tiny_root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def quick_disk():
+    """Caches are not forced to the disk: nobody pulls the plug of a test."""
+    from orchestrator import cache
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "_sync", lambda path: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_place(tiny_root, tmp_path_factory, quick_disk):
+    """One storage for the whole session, so that every tiny recipe is prepared once; do not damage it."""
+    from orchestrator.needs import Place
+
+    return Place(storage=str(tmp_path_factory.mktemp("storage")), data_root=str(tiny_root))
+
+
 @pytest.fixture
-def tiny_place(tiny_root, tmp_path):
-    from orchestrator.method import Place
+def own_place(tiny_root, tmp_path, quick_disk):
+    """An empty storage of one test's own."""
+    from orchestrator.needs import Place
 
     return Place(storage=str(tmp_path / "runs"), data_root=str(tiny_root))
 
 
 @pytest.fixture(scope="session")
-def tiny_teacher(tmp_path_factory) -> Path:
-    """Weights of an untrained teacher of the tiny recipe, for tests that do not care how good it is."""
-    import torch
-
-    from models.embedder import Embedder, EmbedderConfig
-    from orchestrator import checkpoint
-
-    torch.manual_seed(7)
-    config = EmbedderConfig(backbone="resnet18", width=0.125, embedding_dim=16, image_size=(24, 24))
-    teacher = Embedder(config)
-    teacher.classifier = torch.nn.Linear(16, 16, bias=False)  # of the 16 training identities
-    folder = tmp_path_factory.mktemp("teacher")
-    checkpoint.save_model(folder, teacher, {}, "teacher")
-    return folder / "teacher.safetensors"
-
-
-@pytest.fixture
-def tiny_recipe(tiny_teacher):
+def teachers(tmp_path_factory):
+    """Method -> weights of an untrained teacher of its tiny recipe, one for each family."""
     from orchestrator import find
-    from orchestrator.method import changed
+    from orchestrator.recipe import changed
 
-    settings = {**TINY, "teacher_weights": str(tiny_teacher)}
+    stored: dict[str, Path] = {}
 
-    def recipe(method: str = "d3still", **changes):
+    def weights(method: str) -> Path:
+        family = find.method(method).family
+        if family not in stored:
+            base = find.recipe(method, "folder")
+            recipe = changed(base, _own(base, family_of(method).TINY))
+            folder = tmp_path_factory.mktemp(f"teacher-{family}")
+            stored[family] = family_of(method).save_teacher(folder, recipe, TRAIN_IDENTITIES)
+        return stored[family]
+
+    return weights
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(teachers) -> Path:
+    """Weights of the teacher of the tiny recipes of asymmetric retrieval."""
+    return teachers("d3still")
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(teachers):
+    """Makes the tiny recipe of any method; changes by any name that people may write."""
+    from orchestrator import find
+    from orchestrator.recipe import changed
+
+    def recipe(method: str = "d3still", **changes: Any) -> Any:
         base = find.recipe(method, "folder")
-        own = {k: v for k, v in {**settings, **changes}.items() if k in changes or hasattr(base, k)}
-        return changed(base, own)
+        settings = _own(base, family_of(method).TINY)
+        if hasattr(base, "teacher"):
+            settings["teacher.weights"] = str(teachers(method))
+        return changed(base, settings | with_paths(base, changes))
 
     return recipe
 
 
-# The same of SUReID: eight tokens, six blocks.
-TINY_SUREID = {
-    "student": "vit_tiny_patch16_224", "student_size": "32x16", "student_width": 32, "student_heads": 2,
-    "patch_size": 8, "depth": 6, "stages": "1x2x4", "student_pad": 1, "pretrained": "false", "drop_path": 0.0,
-    "teacher": "vit_tiny_patch16_224", "teacher_width": 32, "teacher_heads": 2, "teacher_pretrained": "false",
-    "teacher_epochs": 1, "identities_per_batch": 4, "images_per_identity": 2, "epochs": 2, "warmup_epochs": 1,
-    "evaluate_every": 1, "loader_workers": 0, "occluder_count": 10,
-}  # fmt: skip
+@pytest.fixture(scope="session")
+def tiny_sureid(tiny_recipe):
+    """Makes tiny recipes of sureid."""
+    return partial(tiny_recipe, "sureid")
+
+
+def _own(recipe: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of fields that the recipe has."""
+    from orchestrator.recipe import fields_of
+
+    return {path: value for path, value in settings.items() if path in fields_of(recipe)}
+
+
+def preparation(place: Any) -> Any:
+    """Meets needs in a place in this process, silently; what was met once is not looked up again."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from orchestrator.launch.plan import Plan
+    from orchestrator.launch.preparing import Preparation
+    from orchestrator.launch.runner import InProcess
+    from orchestrator.progress import PreparationBar
+
+    return Preparation(Plan("", "", "", "", {}, asdict(place), "", 1), InProcess(), PreparationBar(Console(quiet=True)))
 
 
 @pytest.fixture(scope="session")
-def tiny_sureid_settings() -> dict:
-    """Recipe settings of SUReID on the tiny data set."""
-    return dict(TINY_SUREID)
+def prepared(tiny_place):
+    """Makes everything ready that a recipe needs, in the session's storage or in another place."""
+    from orchestrator import find
+    from orchestrator.needs import Prepared
 
+    preparations = {tiny_place: preparation(tiny_place)}
 
-@pytest.fixture(scope="session")
-def tiny_sureid(tmp_path_factory):
-    """Makes recipes of SUReID on the tiny data set, with an untrained teacher."""
-    import torch
+    def prepare(method: str, recipe: Any, purpose: str = "train", place: Any = tiny_place) -> Prepared:
+        meet = preparations.setdefault(place, preparation(place)).meet
+        needs = find.method(method).needs(recipe, place, purpose)
+        return Prepared(place, {role: meet(method, need) for role, need in needs.items()})
 
-    from models.token_pruning import PrunedViT
-    from orchestrator import checkpoint, find
-    from orchestrator.method import changed
-    from orchestrator.methods import sureid_training
-
-    def recipe(**changes):
-        return changed(find.recipe("sureid", "folder"), {**TINY_SUREID, "teacher_weights": str(weights), **changes})
-
-    folder = tmp_path_factory.mktemp("sureid-teacher")
-    weights = folder / "teacher.safetensors"
-    torch.manual_seed(8)
-    config = sureid_training.student_config(sureid_training.teacher_training(recipe()), num_classes=16)
-    checkpoint.save_model(folder, PrunedViT(config), {}, "teacher")
-    return recipe
+    return prepare
 
 
 @pytest.fixture(scope="session")
