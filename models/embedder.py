@@ -7,6 +7,7 @@ The embedding is the raw output of the last batch norm, not L2-normalised: losse
 
 # Shape legend: B = batch, C = channels, D = embedding width, H and W = pixels, N = tokens.
 
+import functools
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -183,5 +184,15 @@ def check_buildable(config: EmbedderConfig, pretrained: bool = False, weights: s
     check_start(config.backbone, config.width, pretrained and not weights)
     if weights and not Path(weights).is_file():
         raise ValueError(f"weights: there is no file {weights}")
-    with torch.random.fork_rng(devices=[]), torch.device("cpu" if is_own(config.backbone) else "meta"):
+    if is_own(config.backbone):
+        with torch.random.fork_rng(devices=[]):
+            Embedder(config)
+    else:
+        _built_by_timm(config)
+
+
+@functools.lru_cache(maxsize=64)
+def _built_by_timm(config: EmbedderConfig) -> None:
+    """Builds a network without memory; once for each configuration, as every point of a sweep is checked."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         Embedder(config)

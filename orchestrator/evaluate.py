@@ -32,7 +32,8 @@ def main(
         prepared = preparing.for_scoring(record.method, scored, place, InProcess(), bar)
     then = {role: {r["fingerprint"]} for role, r in record.prepared.items()} or before.fingerprints(record.facts)
     now = {role: {ready.fingerprint} for role, ready in prepared.items()}
-    preparing.check_fingerprints({role: known for role, known in then.items() if role in now}, now)
+    roles = sorted(then.keys() & now.keys(), key=lambda role: (role not in preparing.COMPARED, role))
+    preparing.check_fingerprints({role: then[role] for role in roles}, now)  # data before what is made of them
     student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
     student = checkpoint.reconfigured(student, {path.rpartition(".")[2]: value for path, value in other.items()})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,6 +7,7 @@ to tell it from others: ``teacher.epochs``, or a last name that no other field h
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -125,7 +126,7 @@ def fields_of(recipe: Any) -> dict[str, Any]:
     ['name', 'part', 'fraction', 'skip_unreadable']
     """
     found: dict[str, Any] = {}
-    hints = get_type_hints(type(recipe), include_extras=True)
+    hints = _hints(type(recipe))
     for own in dataclasses.fields(recipe):
         value = getattr(recipe, own.name)
         if dataclasses.is_dataclass(value):
@@ -133,6 +134,11 @@ def fields_of(recipe: Any) -> dict[str, Any]:
         else:
             found[own.name] = hints[own.name]
     return found
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def value_of(recipe: Any, path: str) -> Any:

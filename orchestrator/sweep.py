@@ -47,10 +47,10 @@ def main(
         with command.runner(in_process) as runner:
             _run(command.continued(plan, runner, concurrent), runner)
         return
-    recipes, place = plans.resolve(space, on, given, epochs, data_root, workers)
     total = len(space.table()) if space.cells else (trials or space.trials)
     if space.cells and trials:
         raise ValueError(f"{name} is a table of {total} rows × seeds and always runs in full; leave --trials away")
+    recipes, place = plans.resolve(space, on, given, epochs, data_root, workers)
     uri = tracking.tracking_uri(place.storage)
     for line in dry.lines(name, space, on, total, recipes, place, uri if dry_run else ""):
         console.print(line, markup=False)

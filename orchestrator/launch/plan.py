@@ -18,7 +18,7 @@ import orchestrator
 from orchestrator import find
 from orchestrator.launch import before
 from orchestrator.needs import Place, Prepared
-from orchestrator.recipe import changed, check_field, flat, path_of, recipe_from, short
+from orchestrator.recipe import changed, check_field, did_you_mean, flat, path_of, recipe_from, short
 from search_spaces._space import Choice, Float, Int, SearchSpace
 
 FORMAT = 2  # of plan.json; 1 was 0.3's, which did not say
@@ -148,8 +148,13 @@ def resolve(
 
     Raises:
         ValueError: unknown or ambiguous names, values out of range, a field that the sweep varies or fixes and the
-            command line also sets, or points of the space that the method refuses.
+            command line also sets, points of the space that the method refuses, or a metric that no method has.
     """
+    known = [metric.name for method in space.methods for metric in find.method(method).metrics]
+    if space.metric and space.metric not in known:
+        raise ValueError(
+            f"the sweep maximises {space.metric!r}, which its methods do not have" + did_you_mean(space.metric, known)
+        )
     settings = {**settings, **({"train.epochs": epochs} if epochs else {})}
     _check_not_varied(space, benchmark, settings)
     recipes = {}

@@ -53,12 +53,18 @@ def prepared(plan: Plan, runner: Runner, bar: PreparationBar) -> Plan:
     """
     find.listed.cache_clear()  # what was listed for another plan may have changed since
     wanted = needs_of(plan)
-    preparation = Preparation(plan, runner, bar)
+    preparation, then = Preparation(plan, runner, bar), fingerprints_then(plan)
+    if then:  # first what is made of nothing else, so that no teacher is trained on data that are others now
+        first = [
+            {role: preparation.meet(method, need).plain() for role, need in needs.items() if _is_first(need)}
+            for method, needs in wanted.values()
+        ]
+        check_fingerprints(then, fingerprints(first))
     roles = {
         variant: {role: preparation.meet(method, need).plain() for role, need in needs.items()}
         for variant, (method, needs) in wanted.items()
     }
-    check_fingerprints(fingerprints_then(plan), fingerprints(roles.values()))
+    check_fingerprints(then, fingerprints(roles.values()))
     plan = dataclasses.replace(plan, prepared=roles, facts=plans.code_facts())
     plans.save(plan)
     return plan
@@ -89,7 +95,7 @@ class Preparation:
         after = self._meet_all(method, need.after)
         if need.trial is not None:
             return self._train(need, after)
-        with leases.held(_lease(self.place, need.key), self._waiting(need)):
+        with leases.held(_lease(self.place, need.key), self._waiting(need), need.title or need.kind):
             found = look_up(self.place, need.key, verify=True)
             if found is None:
                 values = {
@@ -127,7 +133,7 @@ class Preparation:
         content = {role: ready.fingerprint for role, ready in after.items()}
         key = digest([dict(need.made_from), content])[:32]
         folder = Path(self.place.folder("teachers", key))
-        with leases.held(f"{folder}.lease", self._waiting(need)):
+        with leases.held(f"{folder}.lease", self._waiting(need), need.title or need.kind):
             if not _is_whole(folder):
                 old = before.teacher_folder(need.trial[2], content)
                 if old is not None and _is_whole(Path(self.place.folder("teachers", old))):
@@ -243,7 +249,7 @@ def status(plan: Plan) -> tuple[list[str], list[str]]:
 
 # --- Is it what it was? -----------------------------------------------------------------------------------------------
 
-_COMPARED = ("train", "query", "gallery", "teacher", "classifier", "occluders")
+COMPARED = ("train", "query", "gallery", "teacher", "classifier", "occluders")
 
 
 def fingerprints(variants: Any) -> dict[str, set[str]]:
@@ -251,7 +257,7 @@ def fingerprints(variants: Any) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for roles in variants:
         for role, ready in roles.items():
-            if role in _COMPARED and ready["fingerprint"]:
+            if role in COMPARED and ready["fingerprint"]:
                 found.setdefault(role, set()).add(ready["fingerprint"])
     return found
 
@@ -280,6 +286,10 @@ def for_scoring(method: str, recipe: Any, place: Place, runner: Runner, bar: Pre
 
 def _key(needs: Mapping[str, Need], role: str) -> str:
     return needs[role].key if role in needs else ""
+
+
+def _is_first(need: Need) -> bool:
+    return not need.after and need.trial is None
 
 
 def _lease(place: Place, key: str) -> Path:
