@@ -59,6 +59,18 @@ def test_other_data_or_a_teacher_that_is_gone_are_refused_when_a_student_is_scor
         away.rename(teacher.parent)
 
 
+def test_a_cache_that_is_damaged_is_named_and_made_again(best, storage):
+    plan = plans.latest("d3still_alpha")
+    rows = storage / plan.prepared["all"]["gallery embeddings"]["path"]
+    file = next(rows.rglob("data.arrow"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    with pytest.warns(UserWarning, match="data.arrow has 100 bytes, expected .*; building it again"):
+        shown = call(evaluate.main, best.run_id).output
+    assert all(found == pytest.approx(logged, abs=1e-6) for found, logged in scores(shown).values())
+    assert file.read_bytes() == whole
+
+
 def test_a_network_is_scored_and_exported_with_fewer_tokens(pruned, tmp_path):
     assert "(logged" in call(evaluate.main, pruned).output
     fewer = call(evaluate.main, pruned, "--set", "keep_ratio=0.5", "--set", "ap=trapezoid").output
