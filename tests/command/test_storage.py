@@ -1,5 +1,6 @@
 """A storage folder that was moved, one that version 0.3.0 has written, and one that others use at the same time."""
 
+import functools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from command.conftest import SPACES
 from command.typed import call, error, replaced, settings, storage_at
 
 from orchestrator import evaluate, export, find, report, sweep, tracking, train
+from orchestrator.datasets import demo
 from orchestrator.launch import plan as plans
 from orchestrator.launch import study
 from orchestrator.needs import Place
@@ -62,9 +64,16 @@ def unpacked(tmp_path_factory, quick_disk) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def drawn_once():
+    """The pictures of demo, each drawn once: index and pixels both read all of them."""
+    return functools.cache(demo.render)
+
+
 @pytest.fixture
-def old(unpacked):
-    with storage_at(unpacked):
+def old(unpacked, drawn_once):
+    with storage_at(unpacked) as patch:
+        patch.setattr(demo, "render", drawn_once)
         yield unpacked
 
 
