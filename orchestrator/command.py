@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import sys
 from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 160, s
 
 def app(command: Callable[..., None]) -> Callable[[], None]:
     """A command line from a function: errors of users become one line and exit code 2."""
+    goes_on = "with --resume goes on" if "resume" in inspect.signature(command).parameters else "does what is left"
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
@@ -67,7 +69,7 @@ def app(command: Callable[..., None]) -> Callable[[], None]:
             Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            Console(stderr=True, soft_wrap=True).print("interrupted; the same command with --resume goes on")
+            Console(stderr=True, soft_wrap=True).print(f"interrupted; the same command {goes_on}")
             raise typer.Exit(130) from None
 
     cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

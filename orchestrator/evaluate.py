@@ -28,11 +28,9 @@ def main(
     place = Place(record.place.storage, data_root or record.place.data_root)
     recipe = trial.recipe_of(record)
     scored, other = command.settings_after_training(record.method, recipe, settings)
-    with PreparationBar(console) as bar:
-        prepared = preparing.for_scoring(record.method, scored, place, InProcess(), bar)
     then = preparing.fingerprints([record.prepared]) or before.fingerprints(record.facts)
-    now = preparing.fingerprints([prepared.plain()])
-    preparing.check_fingerprints({role: known for role, known in then.items() if role in now}, now)
+    with PreparationBar(console) as bar:
+        prepared = preparing.for_scoring(record.method, scored, place, InProcess(), bar, then)
     student, facts = checkpoint.load_model(tracking.student_file(uri, run_id))
     student = checkpoint.reconfigured(student, {path.rpartition(".")[2]: value for path, value in other.items()})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

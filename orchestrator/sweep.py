@@ -1,7 +1,6 @@
 """Run a sweep: ``python -m orchestrator.sweep d3still_beta_gamma [--on demo] [--data-root DIR] …``."""
 
 import dataclasses
-from pathlib import Path
 
 import typer
 
@@ -30,11 +29,12 @@ def main(
     resume: bool = typer.Option(False, "--resume", help="Continue the newest sweep of this name and benchmark."),
     in_process: bool = command.IN_PROCESS,
     dry_run: bool = typer.Option(False, "--dry-run", help="Check everything, print the plan, stop."),
-    listing: bool = typer.Option(False, "--list", help="Show all sweeps; * = measured."),
+    listing: bool = typer.Option(False, "--list", help="Show all sweeps."),
 ) -> None:
     """Sweep one search space with Ray Tune and Optuna, every trial a Ray Train job, logged to MLflow."""
     if listing or not name:
-        _list()
+        for known in find.names("search_spaces"):
+            console.print(f"{known:24} {find.space(known).question}")
         return
     space, given = find.space(name), command.parse_settings(settings)
     if resume:
@@ -47,10 +47,10 @@ def main(
         with command.runner(in_process) as runner:
             _run(command.continued(plan, runner, concurrent), runner)
         return
-    recipes, place = asked.resolve(space, on, given, epochs, data_root, workers)
     total = len(space.table()) if space.cells else (trials or space.trials)
     if space.cells and trials:
         raise ValueError(f"{name} is a table of {total} rows × seeds and always runs in full; leave --trials away")
+    recipes, place = asked.resolve(space, on, given, epochs, data_root, workers)
     uri = tracking.tracking_uri(place.storage)
     for line in dry.lines(name, space, on, total, recipes, place, uri if dry_run else ""):
         console.print(line, markup=False)
@@ -62,17 +62,6 @@ def main(
         at_once = runner.concurrent(workers, gpus, concurrent)
         plan = plans.new_plan(name, space, f"{name} on {on}", on, recipes, place, uri, total, at_once, workers, gpus)
         _run(plan, runner)
-
-
-def _list() -> None:
-    """Every sweep with its question, and where the answers are that were measured."""
-    answers = {known: find.answer(known) for known in find.names("search_spaces")}
-    for known, answer in answers.items():
-        console.print(f"{known:25} {'*' if answer else ' '} {find.space(known).question}", markup=False)
-    folders = {answer.parent for answer in answers.values() if answer}
-    for folder in folders:
-        near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-        console.print(f"* measured: {near}/NAME.md", markup=False)
 
 
 def _run(plan: Plan, runner: Runner) -> None:

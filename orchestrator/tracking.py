@@ -350,9 +350,12 @@ def _moved_artifacts(uri: str, run_id: str) -> Any:
     recorded = client(uri).get_run(run_id).info.artifact_uri.removeprefix("file://")
     if recorded.startswith(f"{storage}/") or "/artifacts/" not in recorded:
         return None
-    *_, experiment_folder, run_folder, last = recorded.split("/")
-    here = Path(storage, "artifacts", experiment_folder, run_folder, last)
-    return _mlflow().LocalArtifactRepository(str(here)) if here.is_dir() else None
+    then = Path(recorded).parents[3]
+    here = Path(storage, Path(recorded).relative_to(then))
+    if not here.is_dir() and then.is_dir() and not (then / "mlflow.db").exists():
+        return None  # nothing was moved: somebody keeps the database beside another storage
+    # Also of runs that began after the move: MLflow's experiments never change their location.
+    return _mlflow().LocalArtifactRepository(str(here))
 
 
 def _dataset(name: str, digest: str, context: str, where: str) -> Any:

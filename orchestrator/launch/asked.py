@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator import find
 from orchestrator.launch.plan import storage
 from orchestrator.needs import Place
-from orchestrator.recipe import changed, check_field, path_of
+from orchestrator.recipe import changed, check_field, did_you_mean, path_of
 from search_spaces._space import Choice, Float, Int, SearchSpace
 
 
@@ -20,8 +20,13 @@ def resolve(
 
     Raises:
         ValueError: unknown or ambiguous names, values out of range, a field that the sweep varies or fixes and the
-            command line also sets, or points of the space that the method refuses.
+            command line also sets, points of the space that the method refuses, or a metric that no method has.
     """
+    known = [metric.name for method in space.methods for metric in find.method(method).metrics]
+    if space.metric and space.metric not in known:
+        raise ValueError(
+            f"the sweep maximises {space.metric!r}, which its methods do not have" + did_you_mean(space.metric, known)
+        )
     settings = {**settings, **({"train.epochs": epochs} if epochs else {})}
     _check_not_varied(space, benchmark, settings)
     recipes = {}

@@ -52,16 +52,36 @@ def prepared(plan: Plan, runner: Runner, bar: PreparationBar) -> Plan:
         ValueError: data or teacher are not those that the sweep was started with, or as :func:`needs_of`.
     """
     find.listed.cache_clear()  # what was listed for another plan may have changed since
-    wanted = needs_of(plan)
-    preparation = Preparation(plan, runner, bar)
-    roles = {
-        variant: {role: preparation.meet(method, need).plain() for role, need in needs.items()}
-        for variant, (method, needs) in wanted.items()
-    }
-    check_fingerprints(fingerprints_then(plan), fingerprints_now(plan, roles))
+    preparation, then = Preparation(plan, runner, bar), fingerprints_then(plan)
+    roles = _met_and_compared(preparation, needs_of(plan), then)
     plan = dataclasses.replace(plan, prepared=roles, facts=plans.code_facts())
     plans.save(plan)
     return plan
+
+
+def _met_and_compared(
+    preparation: "Preparation", wanted: Mapping[str, tuple[str, Mapping[str, Need]]], then: Mapping[str, set[str]]
+) -> dict[str, dict[str, Any]]:
+    """Variant -> role -> what is ready, all of it as it was then.
+
+    First what is made of nothing else: no teacher is trained on data that are others now.
+    """
+
+    def met(only_first: bool) -> dict[str, dict[str, Any]]:
+        return {
+            variant: {
+                role: preparation.meet(method, need).plain()
+                for role, need in needs.items()
+                if not only_first or (not need.after and need.trial is None)
+            }
+            for variant, (method, needs) in wanted.items()
+        }
+
+    if then:
+        check_fingerprints(then, fingerprints(met(only_first=True).values()))
+    roles = met(only_first=False)
+    check_fingerprints(then, fingerprints_now(preparation.plan, roles))
+    return roles
 
 
 @dataclass
@@ -89,7 +109,7 @@ class Preparation:
         after = self._meet_all(method, need.after)
         if need.trial is not None:
             return self._train(need, after)
-        with leases.held(_lease(self.place, need.key), self._waiting(need)):
+        with leases.held(_lease(self.place, need.key), self._waiting(need), need.title or need.kind):
             found = look_up(self.place, need.key, verify=True)
             if found is None:
                 values = {
@@ -127,7 +147,7 @@ class Preparation:
         content = {role: ready.fingerprint for role, ready in after.items()}
         key = digest([dict(need.made_from), content])[:32]
         folder = Path(self.place.folder("teachers", key))
-        with leases.held(f"{folder}.lease", self._waiting(need)):
+        with leases.held(f"{folder}.lease", self._waiting(need), need.title or need.kind):
             if not _is_whole(folder):
                 old = before.teacher_folder(need.trial[2], content)
                 if old is not None and _is_whole(Path(self.place.folder("teachers", old))):
@@ -280,12 +300,18 @@ def check_fingerprints(then: Mapping[str, set[str]], now: Mapping[str, set[str]]
             raise ValueError(f"the {role} is not the one of the record: {changed[0][:12]} then, {other[0][:12]} now")
 
 
-def for_scoring(method: str, recipe: Any, place: Place, runner: Runner, bar: PreparationBar) -> Prepared:
-    """What a stored student is scored with."""
+def for_scoring(
+    method: str, recipe: Any, place: Place, runner: Runner, bar: PreparationBar, then: Mapping[str, set[str]]
+) -> Prepared:
+    """What a stored student is scored with, compared with what its record says.
+
+    Raises:
+        ValueError: data or teacher are not those of the record, or the teacher is not there any more.
+    """
     plan = Plan("", "", "", "", {}, dataclasses.asdict(place), tracking.tracking_uri(place.storage), 1)
     preparation = Preparation(plan, runner, bar, trains=False)
     needs = find.method(method).needs(recipe, place, "score")
-    return Prepared(place, {role: preparation.meet(method, need) for role, need in needs.items()})
+    return Prepared.of(place, _met_and_compared(preparation, {"": (method, needs)}, then)[""])
 
 
 def _key(needs: Mapping[str, Need], role: str) -> str:

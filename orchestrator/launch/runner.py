@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from orchestrator import checkpoint
 from orchestrator.launch import leases, study, trial
 from orchestrator.launch.plan import Plan, TrialRecord
@@ -78,7 +80,7 @@ class InProcess:
         job = prepared_job(plan, search, number, point)
         if job is None:
             return
-        job["threads"] = os.cpu_count() or 1
+        job["threads"] = torch.get_num_threads()  # as the user has set it: OMP_NUM_THREADS
         board.started(number, point, job["epochs"])
         folder = Path(job["train_storage"]) / job["name"]
         stored, last = folder / "in-process.pt", {}
@@ -148,6 +150,4 @@ def resolved(function: str) -> Any:
 
 
 def _device() -> str:
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"

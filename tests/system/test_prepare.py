@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import preparation
 
-from orchestrator import cache, find
+from orchestrator import cache, find, tables
 from orchestrator.datasets.folder import Folder
 from orchestrator.families.retrieval import data
 from orchestrator.fit import fit
@@ -172,7 +172,7 @@ def test_a_preparation_that_fails_keeps_the_shards_that_it_had_finished(
     tiny_recipe, own_place, whole_tables, sharded, monkeypatch
 ):
     """The third shard cannot be written; the second command makes what is missing and nothing else."""
-    recipe, finished, begun, make = tiny_recipe("ugd", views="recorded"), set(), [], cache.embeddings
+    recipe, finished, begun, make = tiny_recipe("ugd", views="recorded"), set(), [], tables.embeddings
 
     def counted(made_from, embed, rows, *rest, **named):
         begun.append((len(embed.source), rows.start))
@@ -182,7 +182,7 @@ def test_a_preparation_that_fails_keeps_the_shards_that_it_had_finished(
         finished.add(begun[-1])
         return found
 
-    monkeypatch.setattr(cache, "embeddings", counted)
+    monkeypatch.setattr(tables, "embeddings", counted)
     with pytest.raises(OSError, match="no space left"):
         met("ugd", recipe, own_place)
     kept, before = set(finished), len(begun)

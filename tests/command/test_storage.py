@@ -1,0 +1,157 @@
+"""A storage folder that was moved, one that version 0.3.0 has written, and one that others use at the same time."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from command.conftest import SPACES
+from command.typed import call, error, replaced, settings, storage_at
+
+from orchestrator import evaluate, export, find, report, sweep, tracking, train
+from orchestrator.datasets import demo
+from orchestrator.launch import plan as plans
+from orchestrator.launch import study
+from orchestrator.needs import Place
+from orchestrator.recipe import changed
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_storage_that_was_moved_is_used_where_it_is(storage, swept, best, root, tmp_path):
+    """Reports, scores, exports and more trials; the old place stays away."""
+    there = shutil.copytree(storage, tmp_path / "there")
+    hidden = storage.with_name("hidden")
+    storage.rename(hidden)
+    try:
+        with storage_at(there):
+            shown = call(evaluate.main, best.run_id).output
+            assert f"{best.value:.6f}   (logged {best.value:.6f})" in shown
+            call(export.main, best.run_id, "--to", tmp_path / "out")
+            assert list((tmp_path / "out").glob("*.safetensors"))
+            assert str(there) in call(report.main, "d3still_alpha").output
+            plan = plans.latest("d3still_alpha")
+            resume = ["d3still_alpha", "--on", "folder", "--resume", "--in-process", "--trials", 3]
+            shown = call(sweep.main, *resume).output
+            assert shown.count("started:") == 1 and "trained now" not in shown and "decoding" not in shown
+            found = study.records(plans.latest("d3still_alpha"))
+            assert [r.status for r in found] == ["completed"] * 3
+            assert found[best.number].run_id == best.run_id
+            assert "(logged" in call(evaluate.main, found[2].run_id).output
+            picture = tracking.artifact(plan.tracking_uri, found[2].run_id, "retrieval.png")
+            assert picture.is_relative_to(there)
+        assert not storage.exists()
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+        hidden.rename(storage)
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory, quick_disk) -> Path:
+    """What version 0.3.0 has written: d3still_beta_gamma on demo, three trials of two epochs."""
+    folder = tmp_path_factory.mktemp("old") / "runs"
+    with zipfile.ZipFile(GOLDEN / "v030_storage.zip") as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn_once():
+    """The pictures of demo, each drawn once: index and pixels both read all of them."""
+    return functools.cache(demo.render)
+
+
+@pytest.fixture
+def old(unpacked, drawn_once):
+    with storage_at(unpacked) as patch:
+        patch.setattr(demo, "render", drawn_once)
+        yield unpacked
+
+
+# From the log of 0.3.0's ``evaluate`` of trial 0.
+LOGGED = {"val/map": 0.013926, "val/rank1": 0.009375, "val/rank3": 0.025, "val/rank5": 0.034375,
+          "val/rank10": 0.065625, "val/minp": 0.010367}  # fmt: skip
+
+
+def test_a_sweep_of_the_version_before_is_read_scored_and_taken_away(old, tmp_path):
+    plan = plans.latest("d3still_beta_gamma")
+    found = study.records(plan)
+    assert [(r.status, r.epochs) for r in found] == [("completed", 2)] * 3
+    assert [round(r.value, 4) for r in found] == [0.0139, 0.0131, 0.0149]
+    assert found[2].point == {"beta": 0.3, "gamma": 0.1}
+    shown = call(evaluate.main, found[0].run_id).output
+    for name, value in LOGGED.items():
+        (line,) = [line.split() for line in shown.splitlines() if line.split()[0] == name]
+        assert float(line[1]) == pytest.approx(value, abs=1e-6) and float(line[3].rstrip(")")) == value
+    assert "GMACs              0.000762" in shown
+    call(export.main, found[0].run_id, "--to", tmp_path)
+    assert list(tmp_path.glob("d3still-demo-*.safetensors"))
+    call(report.main, "d3still_beta_gamma", "--to", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert all(r.run_id in text for r in found) and "mAP 1.18" in text  # the teacher's
+
+
+@pytest.mark.filterwarnings("ignore:.* is not what was stored there")
+def test_a_sweep_of_the_version_before_goes_on_with_its_teacher(old):
+    """One more trial; the teacher of then is found by what it was made from, and another one is refused."""
+    resume = ["d3still_beta_gamma", "--resume", "--in-process", "--trials", 4]
+    teachers = contents(old / "teachers")
+    (weights,) = (old / "teachers").glob("*/teacher.safetensors")
+    with replaced(weights, weights.read_bytes()[:-4] + b"\0\0\0\0"):
+        assert "the teacher is not the one of the record" in error(sweep.main, *resume)
+    before = study.records(plans.latest("d3still_beta_gamma"))
+    assert len(before) == 3
+    shown = call(sweep.main, *resume).output
+    found = study.records(plans.latest("d3still_beta_gamma"))
+    assert found[:3] == before and [r.status for r in found] == ["completed"] * 4
+    assert shown.count("started:") == 1 and "trial 3 started:" in shown and "trained now" not in shown
+    assert contents(old / "teachers") == teachers
+    assert "(logged" in call(evaluate.main, found[3].run_id).output
+
+
+def holder(**values) -> str:
+    return json.dumps({"host": "another-host", "pid": 4711, "began": "1", "since": time.time(), **values})
+
+
+def test_what_a_process_on_another_host_holds_is_left_to_it(storage, swept, data, trained):
+    """Its sweep; and, where it has not been heard for a minute, what it was making."""
+    lease = Path(plans.latest("d3still_alpha").folder) / "driver.lease"
+    lease.write_text(holder())
+    line = error(sweep.main, "d3still_alpha", "--on", "folder", "--resume", "--in-process")
+    assert "the sweep d3still_alpha-folder-1 is being run by process 4711 on another-host, since" in line
+    assert line.endswith(f"if that process has ended, remove {lease}")
+    lease.unlink()
+
+    arguments = settings("supervised", **{"student.size": "12x12", "train.epochs": 1})
+    values = dict(pair.split("=", 1) for pair in arguments[1::2])
+    recipe = changed(find.recipe("supervised", "folder"), values)
+    need = find.method("supervised").needs(recipe, Place(str(storage), data[3]))["train pixels"]
+    lease = storage / "ready" / f"{need.key}.lease"
+    lease.write_text(holder(since=time.time() - 3600))
+    os.utime(lease, (time.time() - 600,) * 2)
+    line = error(train.main, "supervised", *data, *arguments)
+    assert line.startswith("error: pixels 12×12 of train is held by process 4711 on another-host, since")
+    assert re.search(r"which has not been heard for 6\d\d s; if that process has ended", line)
+    assert line.endswith(f"remove {lease}")
+    lease.unlink()
+
+
+def test_a_plan_of_a_newer_version_is_not_guessed_at(empty, monkeypatch):
+    monkeypatch.setattr(find, "space", lambda name: SPACES["rates"])
+    folder = empty / "sweeps" / "newer-folder-1"
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps({"format": 9, "whatever": 1}))
+    for command, more in ((sweep.main, ["--on", "folder", "--resume"]), (report.main, [])):
+        line = error(command, "newer", *more)
+        assert f"{folder / 'plan.json'} is of format 9, this version reads up to 2; update it to go on" in line
+    (folder / "plan.json").write_text("{")
+    assert "plan.json cannot be read" in error(report.main, "newer")
