@@ -58,7 +58,7 @@ def storage_at(folder: Path, **variables: str) -> Iterator[pytest.MonkeyPatch]:
         for name, value in variables.items():
             patch.setenv(name, value)
         patch.setattr(figures, "draw", lambda picture: Figure(figsize=(1, 1)))
-        patch.setattr(cost, "images_per_second", lambda network, **options: 1000.0)
+        patch.setattr(cost, "images_per_second", lambda network, *arguments, **options: 1000.0)
         yield patch
 
 
