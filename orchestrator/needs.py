@@ -103,6 +103,7 @@ class Ready:
     # scored) and "notice" (of the data's owner), one line each; "teacher", its name in published tables;
     # "teacher_metrics" and "chance_metrics", under the names of the method's metrics.
     told: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, str] = field(default_factory=dict)  # role -> fingerprint of what it was made with
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)

@@ -102,15 +102,26 @@ class Preparation:
         """What is ready for a need, made now where it is not."""
         key = need.key
         if key not in self.met:
-            self.met[key] = look_up(self.place, key, verify=True) or self._make(method, need)
+            self.met[key] = self._there(need) or self._make(method, need)
         return self.met[key]
+
+    def _there(self, need: Need) -> Ready | None:
+        """What the ledger has for a need, unless what it was made with is another now, such as other weights."""
+        found = look_up(self.place, need.key, verify=True)
+        if found is None:
+            return None
+        for role, part in need.after.items():
+            now = self.met.get(part.key) or look_up(self.place, part.key)
+            if now is not None and found.after.get(role, now.fingerprint) != now.fingerprint:
+                return None
+        return found
 
     def _make(self, method: str, need: Need) -> Ready:
         after = self._meet_all(method, need.after)
         if need.trial is not None:
             return self._train(need, after)
         with leases.held(_lease(self.place, need.key), self._waiting(need), need.title or need.kind):
-            found = look_up(self.place, need.key, verify=True)
+            found = self._there(need)
             if found is None:
                 values = {
                     "method": method,
@@ -121,7 +132,8 @@ class Preparation:
                 answer = self.runner.call(f"{__name__}:make", values, need.network, self.bar)
                 for message in answer["warnings"]:
                     warnings.warn(message, stacklevel=2)
-                found = Ready(**answer["ready"])
+                made_with = {role: ready.fingerprint for role, ready in after.items()}
+                found = dataclasses.replace(Ready(**answer["ready"]), after=made_with)
                 enter(self.place, found)
         return found
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 import search_spaces
 from orchestrator import evaluate, export, report, sweep, teacher, tracking, train
+from orchestrator.launch import asked
 from orchestrator.launch import plan as plans
 from orchestrator.launch import study
 
@@ -266,6 +267,6 @@ def test_ctrl_c_is_one_line_with_the_remedy(empty, monkeypatch, cli, arguments, 
     def interrupt(*values, **named):
         raise KeyboardInterrupt
 
-    for module, name in ((plans, "resolve"), (plans, "latest"), (tracking, "read_record")):
+    for module, name in ((asked, "resolve"), (plans, "latest"), (tracking, "read_record")):
         monkeypatch.setattr(module, name, interrupt)
     assert error(cli, *arguments, code=130) == f"interrupted; the same command {remedy}"
