@@ -29,7 +29,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m orchestrator.report d3still_beta_gamma
 
 test: install
-	$(BIN)/python -m pytest -q -m "not slow" --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --durations=15
 
 slow: install
 	$(BIN)/python -m pytest -q -m slow --durations=15

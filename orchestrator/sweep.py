@@ -33,8 +33,7 @@ def main(
 ) -> None:
     """Sweep one search space with Ray Tune and Optuna, every trial a Ray Train job, logged to MLflow."""
     if listing or not name:
-        for known in find.names("search_spaces"):
-            console.print(f"{known:24} {find.space(known).question}")
+        _list()
         return
     space, given = find.space(name), command.parse_settings(settings)
     if resume:
@@ -62,6 +61,17 @@ def main(
         at_once = runner.concurrent(workers, gpus, concurrent)
         plan = plans.new_plan(name, space, f"{name} on {on}", on, recipes, place, uri, total, at_once, workers, gpus)
         _run(plan, runner)
+
+
+def _list() -> None:
+    """Every sweep with its question, and where the answers are that were measured."""
+    answers = {known: find.answer(known) for known in find.names("search_spaces")}
+    for known, answer in answers.items():
+        console.print(f"{known:25} {'*' if answer else ' '} {find.space(known).question}", markup=False)
+    folders = {answer.parent for answer in answers.values() if answer}
+    for folder in folders:
+        near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        console.print(f"* measured: {near}/NAME.md", markup=False)
 
 
 def _run(plan: Plan, runner: Runner) -> None:

@@ -166,8 +166,8 @@ def local_ray():
     """One local cluster for the session."""
     from orchestrator import on_ray
 
-    with on_ray.cluster(dashboard=False):
-        yield
+    with on_ray.connected(dashboard=False) as runner:
+        yield runner
 
 
 @pytest.fixture(scope="session")

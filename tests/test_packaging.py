@@ -28,6 +28,7 @@ def test_the_wheel_is_complete(wheel):
     assert packed == tree
 
 
+@pytest.mark.slow
 def test_the_installed_command_runs_elsewhere(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)

@@ -15,9 +15,8 @@ from PIL import Image
 
 import search_spaces
 from orchestrator import evaluate, export, report, sweep, teacher, tracking, train
-from orchestrator.launch import asked
+from orchestrator.launch import asked, study
 from orchestrator.launch import plan as plans
-from orchestrator.launch import study
 
 OWN = """
 import torch

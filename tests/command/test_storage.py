@@ -82,6 +82,7 @@ LOGGED = {"val/map": 0.013926, "val/rank1": 0.009375, "val/rank3": 0.025, "val/r
           "val/rank10": 0.065625, "val/minp": 0.010367}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sweep_of_the_version_before_is_read_scored_and_taken_away(old, tmp_path):
     plan = plans.latest("d3still_beta_gamma")
     found = study.records(plan)

@@ -124,6 +124,7 @@ def test_demo_is_seeded_and_disjoint():
     assert not set(validation.query.identity) & set(data.query.identity)
 
 
+@pytest.mark.slow
 def test_demo_cannot_be_solved_with_pixels():
     data = demo.load("")
     pixels = [Frames(s, (12, 12))(range(len(s))).float().flatten(1) - 128 for s in (data.query, data.gallery)]

@@ -178,4 +178,4 @@ def test_occluded_emoji_are_covered_by_a_third_to_a_half(shared):
     changed = ((clean - under).abs().amax(1) > 4).float().mean((1, 2))
     assert 0.28 < changed.min() and changed.max() < 0.55
     assert torch.equal(under, Frames(data.query, (64, 64))(range(0, 400, 20)).float())
-    assert data.query.reader.stamp() != data.gallery.reader.stamp()
+    assert data.query.reader.stamp(data.query.keys) != data.gallery.reader.stamp(data.gallery.keys)

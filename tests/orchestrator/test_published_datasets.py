@@ -375,6 +375,7 @@ def check_at_real_size(q_id, g_id, q_cam, g_cam):
     return found
 
 
+@pytest.mark.slow
 def test_market1501_lists_at_full_size(shared):
     folder = shared / "data/reid-annotations"
     train = gzip.open(folder / "market1501_list_train.txt.gz", "rt").read().splitlines()
@@ -396,6 +397,7 @@ def test_market1501_lists_at_full_size(shared):
     assert check_at_real_size(q_id, g_id, q_cam, g_cam).valid_queries == 3_368
 
 
+@pytest.mark.slow
 def test_prw_persons_at_full_size(shared):
     """Annotated boxes as images, the frame's name as camera: the camera rule on real numbers."""
     for part, boxes, labelled_ids in (("train", 18_048, 483), ("test", 25_062, 544)):
@@ -414,6 +416,7 @@ def test_prw_persons_at_full_size(shared):
     check_at_real_size(person[query], person[rest], camera[query], camera[rest])
 
 
+@pytest.mark.slow
 def test_cuhk_sysu_galleries_at_full_size(shared):
     """2,900 queries with 100 gallery frames each; the frames that hold the person are its relevant images."""
     protocol = loadmat(shared / "data/reid-annotations/cuhk_sysu_TestG100.mat", simplify_cells=True)["TestG100"]

@@ -20,7 +20,7 @@ from models.embedder import Embedder
 from models.token_pruning import PrunedViT
 from orchestrator import checkpoint, find, fit
 from orchestrator.datasets import demo, demo_people
-from orchestrator.families.asymmetric import job
+from orchestrator.families.asymmetric import teacher_side
 from orchestrator.families.retrieval.recipe import embedder_config
 from orchestrator.families.token_pruning.networks import student_config, teacher_training
 from orchestrator.launch import before, preparing
@@ -124,7 +124,7 @@ def three_steps(demo_teachers, tmp_path_factory, quick_disk):
                 block[name][at[here] - start] = values[here]
             yield block
 
-    listed, embed, looked_at = find.listed, job._EmbedViews.__call__, []
+    listed, embed, looked_at = find.listed, teacher_side.EmbedViews.__call__, []
     for key in RECORDED:
         name, recipe = recipe_of(key, demo_teachers)
         if find.method(name).family == "asymmetric":
@@ -139,7 +139,7 @@ def three_steps(demo_teachers, tmp_path_factory, quick_disk):
 def quick(three_steps, monkeypatch):
     place, few, sparse = three_steps
     monkeypatch.setattr(find, "listed", few)
-    monkeypatch.setattr(job._EmbedViews, "__call__", sparse)
+    monkeypatch.setattr(teacher_side.EmbedViews, "__call__", sparse)
     return place
 
 

@@ -293,7 +293,7 @@ def _make_occluders(need: Need, after: Mapping[str, Ready], place: Place) -> Rea
 
 
 def _stored_occluders(need: Need, found: Occluders, place: Place) -> Ready:
-    path = f"cache/occluders-{found.fingerprint[:32]}"
+    path = f"occluders/{found.fingerprint[:32]}"
     if not Path(place.folder(path)).exists():
         occlusion.save(place.folder(path), found)
     told = {"occluders": str(found), "occluders_fingerprint": found.fingerprint}
