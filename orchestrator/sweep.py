@@ -1,6 +1,7 @@
 """Run a sweep: ``python -m orchestrator.sweep d3still_beta_gamma [--on demo] [--data-root DIR] …``."""
 
 import dataclasses
+from pathlib import Path
 
 import typer
 

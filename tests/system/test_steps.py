@@ -21,6 +21,7 @@ from models.token_pruning import PrunedViT
 from orchestrator import checkpoint, find, fit
 from orchestrator.datasets import demo, demo_people
 from orchestrator.families.asymmetric import teacher_side
+from orchestrator.families.asymmetric.batches import PairRequests
 from orchestrator.families.retrieval.recipe import embedder_config
 from orchestrator.families.token_pruning.networks import student_config, teacher_training
 from orchestrator.launch import before, preparing
@@ -128,7 +129,7 @@ def three_steps(demo_teachers, tmp_path_factory, quick_disk):
     for key in RECORDED:
         name, recipe = recipe_of(key, demo_teachers)
         if find.method(name).family == "asymmetric":
-            requests = job.PairRequests(recipe, listed(recipe.data.name, "", "test").train, False, True)
+            requests = PairRequests(recipe, listed(recipe.data.name, "", "test").train, False, True)
             for _, (indices, _, _, views) in itertools.islice(requests(1, 0, 1), 3):
                 looked_at.append(indices * recipe.num_views + views)
     wanted = np.unique(np.concatenate(looked_at))
