@@ -49,7 +49,7 @@ def assert_all_given_back(seconds: float = 10.0) -> None:
 
 @pytest.mark.ray
 def test_every_way_a_trial_can_end(local_ray, tiny_place, tiny_recipe):
-    """Completed on two workers, failed, not finite; stopped early; then extended: the finished ones stay."""
+    """Completed on two workers, failed, not finite; stopped early."""
     cells = {"good": {}, "broken": {"views": "recorded"}, "explodes": {"train.rate": 1e30}}
     space = SearchSpace(method="d3still", question="How can a trial end?", cells=cells, early_stopping=False)
     recipe = tiny_recipe(**{"train.epochs": 2})
@@ -63,7 +63,7 @@ def test_every_way_a_trial_can_end(local_ray, tiny_place, tiny_recipe):
     assert "images: train/" in ends["explodes"].message
     assert_all_given_back()
     _check_runs(plan, ends, recipe)
-    _check_early_stopping(local_ray, tiny_place, tiny_recipe)
+    _stopped_early(local_ray, tiny_place, tiny_recipe)
 
 
 def _check_runs(plan: Plan, ends: dict, recipe) -> None:
@@ -89,7 +89,7 @@ def _check_runs(plan: Plan, ends: dict, recipe) -> None:
         tracking.student_file(plan.tracking_uri, broken.info.run_id)
 
 
-def _check_early_stopping(runner: on_ray.OnRay, place, tiny_recipe) -> None:
+def _stopped_early(runner: on_ray.OnRay, place, tiny_recipe) -> tuple[Plan, list]:
     """The rate itself is the metric: the first point has the largest, so every sampled one is stopped early."""
     space = SearchSpace(
         method="d3still",
@@ -109,7 +109,14 @@ def _check_early_stopping(runner: on_ray.OnRay, place, tiny_recipe) -> None:
     assert all(r.info.status == "FINISHED" for r in runs)
     assert "trial 1 pruned after epoch 2" in output.getvalue()
     assert {m: len(v) for m, v in study.Study(plan).rungs.recorded.items()} == {8: 1, 4: 1, 2: 2}
-    extended = run(dataclasses.replace(plan, trials=3), runner)
+    return plan, records
+
+
+@pytest.mark.slow
+def test_a_finished_sweep_is_extended(local_ray, tiny_place, tiny_recipe):
+    """The finished trials stay, and the rungs are those that they left."""
+    plan, records = _stopped_early(local_ray, tiny_place, tiny_recipe)
+    extended = run(dataclasses.replace(plan, trials=3), local_ray)
     assert [r.run_id for r in extended[:2]] == [r.run_id for r in records] and len(extended) == 3
     assert extended[2].status == "pruned"
 
