@@ -119,7 +119,8 @@ def prepare(plan: Plan, runner: Runner) -> Plan:
 
 def _about(told: dict[str, Any]) -> list[str]:
     notice = told.get("notice", "")
-    return [told.get("protocol", ""), *([f"notice: {notice}"] if notice else [])]
+    how = "; ".join(told[name] for name in ("protocol", "rule") if told.get(name))
+    return [how, *([f"notice: {notice}"] if notice else [])]
 
 
 def parse_settings(pairs: list[str]) -> dict[str, str]:

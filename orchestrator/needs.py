@@ -99,9 +99,9 @@ class Ready:
     kind: str
     path: str  # below the storage folder, so that a storage that was moved is found again
     fingerprint: str  # of the content, compared when a sweep is resumed or a run scored again; "" = never
-    # For the record: counts, fingerprints, and under these names what commands and reports show: "protocol" (how is
-    # scored) and "notice" (of the data's owner), one line each; "teacher", its name in published tables;
-    # "teacher_metrics" and "chance_metrics", under the names of the method's metrics.
+    # For the record: counts, fingerprints, and under these names what commands and reports show, one line each:
+    # "protocol" (how is scored), "rule" (what is unusual about it), "notice" (of the data's owner), "teacher" (its name
+    # in published tables), "teacher_metrics" and "chance_metrics" (under the names of the method's metrics).
     told: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, str] = field(default_factory=dict)  # role -> fingerprint of what it was made with
 

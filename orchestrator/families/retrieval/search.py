@@ -65,11 +65,6 @@ def score(ap: PrecisionRule, data: RetrievalData, query_QD: Tensor, gallery_GD: 
     )  # fmt: skip
 
 
-def protocol_of(data: RetrievalData, ap: PrecisionRule) -> str:
-    """One line for people."""
-    return data.protocol + ("; AP by trapezoids" if ap == "trapezoid" else "")
-
-
 def references(
     need: Need, data: RetrievalData, chance_QD: Tensor, gallery_GD: Tensor, teacher_QD: Tensor | None,
     teacher: Mapping[str, str],
@@ -87,6 +82,8 @@ def references(
     ap = need.made_from["ap"]
     chance = score(ap, data, chance_QD, gallery_GD)
     told = {"chance_metrics": chance.log("val"), "valid_queries": chance.valid_queries, **teacher}
+    if ap == "trapezoid":
+        told["rule"] = "AP by trapezoids"
     if teacher_QD is not None:
         told["teacher_metrics"] = score(ap, data, teacher_QD, gallery_GD).log("val")
     return Ready(need.key, need.kind, "", "", told)  # measured anew elsewhere the last digits differ
