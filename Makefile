@@ -32,7 +32,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --durations=15
 
 slow: install
-	$(BIN)/python -m pytest -q -m slow --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --durations=15
 
 check: install
 	$(BIN)/ruff check .

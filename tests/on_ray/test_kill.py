@@ -123,23 +123,44 @@ def test_a_killed_preparation_keeps_what_it_had_finished(kind, settings, whole, 
     assert steps == [1, 2, 3]
 
 
+# A sweep whose teacher's training waits for a file before it begins.
+PATIENT = """
+import sys, time
+from pathlib import Path
+from orchestrator.launch import runner
+go, sys.argv[1:] = Path(sys.argv[1]), sys.argv[2:]
+sweep = runner.InProcess.sweep
+
+def patient(self, plan, board):
+    while plan.space.startswith("teacher-") and not go.exists():
+        time.sleep(0.1)
+    return sweep(self, plan, board)
+
+runner.InProcess.sweep = patient
+from orchestrator.sweep import main
+main()
+"""
+
+
 @pytest.mark.parametrize("killed", [False, True])
-def test_two_sweeps_that_want_one_teacher_train_it_once(killed, settings, whole, tmp_path):
+def test_two_sweeps_that_want_one_teacher_train_it_once(killed, settings, tmp_path):
     """One trains it, the other says for whom it waits and goes on; with the holder killed, the other takes over."""
-    storage = tmp_path / "runs"
-    first = start(storage, *[s.replace("teacher.train.epochs=3", "teacher.train.epochs=30") for s in settings])
-    wait_for(lambda: list(storage.glob("teachers/*.lease")), 120, first)
-    second = start(storage, *[s.replace("teacher.train.epochs=3", "teacher.train.epochs=30") for s in settings])
-    time.sleep(8)
+    storage, go, said = tmp_path / "runs", tmp_path / "go", tmp_path / "second.txt"
+    first = start(storage, str(go), *settings, code=PATIENT)
+    wait_for(lambda: list(storage.glob("teachers/*.lease")), 240, first)
+    with open(said, "w") as output:
+        command = [sys.executable, "-u", "-m", "orchestrator.sweep", *settings]
+        second = subprocess.Popen(command, env=environment(storage), stdout=output, stderr=subprocess.STDOUT)
+    wait_for(lambda: f"waiting for process {first.pid} on" in said.read_text(), 240, first)
     if killed:
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
-    output = finish(second)
-    assert f"waiting for process {first.pid} on" in output
-    trained = [line for line in output.splitlines() if "trained now" in line or "goes on" in line]
-    assert len(trained) == int(killed)
+    go.touch()
+    assert second.wait(600) == 0, said.read_text()
     if not killed:
         finish(first)
+    trained = [line for line in said.read_text().splitlines() if "trained now" in line or "goes on" in line]
+    assert len(trained) == int(killed)
     assert len(list(storage.glob("teachers/*/teacher.json"))) == 1
     assert len(list(storage.glob("sweeps/teacher-*"))) == 1
     assert not list(storage.glob("**/*.lease"))
