@@ -1,14 +1,15 @@
 # Everything a newcomer needs. PYTHON chooses the interpreter, VENV the environment.
 #   make demo     the main job on embedded data: a trained teacher, a sweep of eight students, a report
 #   make test     the default tests, minutes on two cores; the slowest are listed
-#   make slow     what needs longer: killed drivers, Ray's dashboard, full-size networks
+#   make slow     what needs longer: killed preparations, more of Ray, full-size networks
+#   make night    killed drivers and the dashboard: whole sweeps on Ray, many minutes
 #   make check    lint, format, and that imports point down
 #   make clean    removes the environment and built packages
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow check install clean
+.PHONY: demo test slow night check install clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml
@@ -32,7 +33,10 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --durations=15
 
 slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not night" -n 2 --dist loadfile --durations=15
+
+night: install
+	$(BIN)/python -m pytest -q -m night --durations=5
 
 check: install
 	$(BIN)/ruff check .

@@ -184,6 +184,7 @@ def counted(storage: Path, query: str) -> int:
         return 0
 
 
+@pytest.mark.night
 def test_kill_nine_in_mid_sweep_then_resume_equals_an_uninterrupted_sweep(
     tmp_path, tiny_root, tiny_teacher, tiny_arguments
 ):
@@ -219,6 +220,7 @@ def test_kill_nine_in_mid_sweep_then_resume_equals_an_uninterrupted_sweep(
         assert steps in (list(range(1, epochs + 1)), list(range(1, epochs + 2)))
 
 
+@pytest.mark.night
 @pytest.mark.parametrize("dashboard", [True, False])
 def test_stopped_trials_give_their_resources_back(tmp_path, tiny_root, tiny_teacher, tiny_settings, dashboard):
     code = f"""
