@@ -14,7 +14,7 @@ from orchestrator import tracking
 from orchestrator.launch import plan as plans
 from orchestrator.launch import study
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.night]
 ROOT = Path(__file__).parents[2]
 
 # Runs a sweep that is killed in the middle of one kind of preparation.
@@ -184,7 +184,6 @@ def counted(storage: Path, query: str) -> int:
         return 0
 
 
-@pytest.mark.night
 def test_kill_nine_in_mid_sweep_then_resume_equals_an_uninterrupted_sweep(
     tmp_path, tiny_root, tiny_teacher, tiny_arguments
 ):
@@ -220,7 +219,6 @@ def test_kill_nine_in_mid_sweep_then_resume_equals_an_uninterrupted_sweep(
         assert steps in (list(range(1, epochs + 1)), list(range(1, epochs + 2)))
 
 
-@pytest.mark.night
 @pytest.mark.parametrize("dashboard", [True, False])
 def test_stopped_trials_give_their_resources_back(tmp_path, tiny_root, tiny_teacher, tiny_settings, dashboard):
     code = f"""
