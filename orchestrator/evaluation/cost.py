@@ -57,7 +57,7 @@ def logged(network: Network) -> dict[str, float]:
     for part in network.parts():
         name = "cost" if part == "total" else f"cost/{part}"
         found |= {f"{name}/macs": macs(network, part), f"{name}/parameters": parameters(network, part)}
-    count = min(32, max(1, _MACS_AT_ONCE // max(1, macs(network))))
+    count = min(32, max(1, _MACS_AT_ONCE // max(1, found["cost/macs"])))
     return found | {"cost/cpu_images_per_s": images_per_second(network, count, seconds=0.3)}
 
 

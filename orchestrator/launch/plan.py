@@ -8,7 +8,7 @@ import re
 import subprocess
 import tomllib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -175,7 +175,7 @@ def variants(plan: Plan) -> dict[str, tuple[str, Any]]:
         points = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
     found: dict[str, tuple[str, Any]] = {}
     for point in points:
-        found.setdefault(variant_of(space, point), _partly(plan, space, point))
+        found.setdefault(variant_of(space, point), plan.recipe_of(point))
     return found
 
 
@@ -195,12 +195,6 @@ def variant_of(space: SearchSpace, point: Mapping[str, Any]) -> str:
         return str(point["cell"])
     chosen = {name: point[name] for name, bounds in space.tune.items() if isinstance(bounds, Choice)}
     return json.dumps(chosen, sort_keys=True) if chosen else "all"
-
-
-def _partly(plan: Plan, space: SearchSpace, point: Mapping[str, Any]) -> tuple[str, Any]:
-    method = space.method_of(point) if space.cells else space.method
-    settings = space.settings(point) if space.cells else dict(point)
-    return method, changed(plan.base_recipe(method), settings)
 
 
 # --- On disk ----------------------------------------------------------------------------------------------------------
@@ -289,12 +283,14 @@ def check_unchanged(
         ValueError: names every difference.
     """
     recipe = plan.base_recipe(plan.search_space.method)
+    then = flat(recipe)
     asked = {**settings, **({"train.epochs": epochs} if epochs else {})}
     differing = []
     for name, value in asked.items():
-        then, now = flat(recipe)[path_of(recipe, name)], flat(changed(recipe, {name: value}))[path_of(recipe, name)]
-        if then != now:
-            differing.append(f"{short(path_of(recipe, name), flat(recipe))}={then} (asked {now})")
+        path = path_of(recipe, name)
+        now = flat(changed(recipe, {name: value}))[path]
+        if then[path] != now:
+            differing.append(f"{short(path, then)}={then[path]} (asked {now})")
     if workers not in (1, plan.workers):
         differing.append(f"{plan.workers} workers (asked {workers})")
     if gpus is not None and gpus != plan.gpus_per_worker:
@@ -337,8 +333,3 @@ def _new_folder(place: Place, stem: str) -> Path:
 def _number(name: str) -> int:
     found = re.search(r"-(\d+)$", name)
     return int(found[1]) if found else 0
-
-
-def names(space: SearchSpace) -> Iterable[str]:
-    """What a point of the space names, in order."""
-    return list(space.table()[0]) if space.table() else sorted(space.tune)

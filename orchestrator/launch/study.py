@@ -18,7 +18,6 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator import tracking
 from orchestrator.launch import before
 from orchestrator.launch.plan import Plan, TrialRecord
-from orchestrator.recipe import value_of
 from search_spaces._space import Choice, Float, Int, SearchSpace
 
 STATUS = {
@@ -194,11 +193,6 @@ def records(plan: Plan) -> list[TrialRecord]:
     return rows
 
 
-def has_begun(plan: Plan) -> bool:
-    """Whether any trial of the plan was ever given out."""
-    return any(t.state != TrialState.WAITING for t in _opened(plan, plan.search_space).trials)
-
-
 def ranked(rows: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Completed trials by value, then pruned, then the rest; ties by number."""
     order = {"completed": 0, "pruned": 1}
@@ -244,8 +238,3 @@ def _point(plan: Plan, frozen: FrozenTrial) -> dict[str, Any]:
 def _trial(study: optuna.Study, number: int) -> optuna.trial.Trial:
     # Optuna hands out a Trial only when it asks; one that was asked before a restart is rebuilt from its id.
     return optuna.trial.Trial(study, study.trials[number]._trial_id)
-
-
-def epochs_of(plan: Plan, point: Mapping[str, Any]) -> int:
-    """How long the trial of a point trains."""
-    return int(value_of(plan.recipe_of(point)[1], "train.epochs"))

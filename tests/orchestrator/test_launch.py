@@ -517,13 +517,13 @@ def test_a_space_may_vary_a_size(planned, start):
 def test_a_driver_that_was_killed_is_followed_by_one_that_goes_on(planned, monkeypatch):
     monkeypatch.setattr(study.tracking, "runs_of", lambda uri, tag: [])
     plan = planned(trials=5)
-    assert not study.has_begun(plan) and study.records(plan) == []
+    assert study.records(plan) == []
     search = Study(plan)
     first, second, third = (search.next() for _ in range(3))
     search.report(0, 1, 0.3)
     search.finish(0, {"val/map": 0.4, "epoch": 24})
     search.fail(1, "no memory")
-    assert study.has_begun(plan) and search.left() == 3
+    assert study.records(plan) != [] and search.left() == 3
     again = Study(plan)
     assert again.next() == third, "what was running comes first, under its number and with its point"
     number, _ = again.next()
@@ -564,5 +564,5 @@ def test_a_row_is_told_by_its_own_recipe(planned):
     plan = planned(TABLE)
     method, recipe = plan.recipe_of({"cell": "b", "seed": 1})
     assert (method, recipe.neighbours, recipe.train.seed, recipe.evaluate_symmetric) == ("csd", "train", 1, True)
-    assert study.epochs_of(plan, {"cell": "b", "seed": 1}) == 24
+    assert recipe.train.epochs == 24
     assert changed(plan.base_recipe("csd"), {"neighbours": "train", "train.seed": 1}) == recipe

@@ -167,7 +167,7 @@ def test_two_workers_are_one(swept, tmp_path):
     before = {name: value.clone() for name, value in made.task.state_dict().items()}
     alone = workers.trained(made)
     for rank in range(2):
-        both = torch.load(tmp_path / f"{rank}.pt")
+        both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert both["metrics"] == pytest.approx(alone["metrics"], abs=1e-9)
         for ours, theirs in zip(both["history"], alone["history"], strict=True):
             assert ours == pytest.approx(theirs, abs=1e-9)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from orchestrator import cache, find, indexing, tables
 from orchestrator.cache import Rows
@@ -288,8 +287,3 @@ def classes_fingerprint(train: ImageSet) -> str:
 
 def names_of(images: ImageSet, indices: np.ndarray) -> list[str]:
     return [images.keys[int(i)] for i in indices]
-
-
-def table_of(rows: Rows, column: str = "value") -> Tensor:
-    """A whole cached column as a tensor of its own."""
-    return torch.from_numpy(rows(np.arange(len(rows)), column))
