@@ -13,10 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from models.embedder import Embedder
 from orchestrator import published
-from orchestrator.datasets.images import fetch
+from orchestrator.datasets.images import RetrievalData, fetch
 from orchestrator.families.retrieval import data, recipe, search, supervised
+from orchestrator.families.retrieval.data import Source
 from orchestrator.method import Batch, Evaluation, Experiment, Losses, Method, Task, Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report
 from orchestrator.pictures import Picture
@@ -81,7 +85,7 @@ class SupervisedMethod(Method):
 
     def experiment(self, own: Recipe, prepared: Prepared, where: Where) -> Experiment:
         found = data.open_data(prepared)
-        train = found.train
+        train, sides = found.train, data.open_sides(prepared, found, own.student.size)
         student = recipe.build_embedder(own.student, own.embedding_dim, train.num_identities, own.train.seed)
         pixels = data.open_frames(prepared, "train pixels", train, own.student.size)
         load = data.LoadLabelled(pixels, train)
@@ -99,41 +103,38 @@ class SupervisedMethod(Method):
             Supervised(own, student).to(where.device),
             where,
             batches,
-            evaluate=lambda task: self.score(task.student, own, prepared, where),
+            evaluate=lambda task: _score(own, found, sides, task.student, where.device),
             items_per_step=own.labelled.images,
         )
 
     def score(self, student: Embedder, own: Recipe, prepared: Prepared, where: Where) -> Evaluation:
         """Symmetric retrieval: the same network embeds queries and gallery."""
         found = data.open_data(prepared)
-        sides = {}
-        for side in ("query", "gallery"):
-            images = getattr(found, side)
-            if side == "gallery" and found.leave_one_out:
-                sides[side] = sides["query"]
-                continue
-            source = data.open_frames(prepared, f"{side} pixels", images, own.student.size)
-            workers = own.run.loader_workers
-            sides[side] = search.embed(student, source, len(images), where.device, workers=workers)
-        metrics = search.score(own.ap, found, sides["query"], sides["gallery"]).log("val")
-        return Evaluation(metrics, search.Found(sides["query"], sides["gallery"]))
+        return _score(own, found, data.open_sides(prepared, found, own.student.size), student, where.device)
 
     def pictures(
         self, student: Embedder, own: Recipe, prepared: Prepared, evaluation: Evaluation, where: Where
     ) -> dict[str, Picture]:
         """A few queries with what the network finds for them."""
         found = data.open_data(prepared)
-        query = data.open_frames(prepared, "query pixels", found.query, own.student.size)
-        gallery = query
-        if not found.leave_one_out:
-            gallery = data.open_frames(prepared, "gallery pixels", found.gallery, own.student.size)
-        return {"retrieval": search.panel(found, evaluation.found, query, gallery)}
+        sides = data.open_sides(prepared, found, own.student.size)
+        return {"retrieval": search.panel(found, evaluation.found, sides["query"], sides["gallery"])}
 
     def networks(self, own: Recipe) -> tuple[str, str]:
         return published.network(own.student.name, own.student.size), published.NO_TEACHER
 
     def after_training(self, own: Recipe) -> frozenset[str]:
         return frozenset({"ap"})
+
+
+def _score(
+    own: Recipe, found: RetrievalData, sides: Mapping[str, Source], student: Embedder, device: torch.device
+) -> Evaluation:
+    def embedded(side: str) -> Tensor:
+        count, workers = len(getattr(found, side)), own.run.loader_workers
+        return search.embed(student, sides[side], count, device, workers=workers)
+
+    return search.symmetric(own.ap, found, embedded)
 
 
 _SMALL = {

@@ -3,23 +3,26 @@
 # Shape legend: Q and G = queries and gallery, D = embedding width.
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.embedder import Embedder, EmbedderConfig
 from models.network import identity
 from orchestrator import cache, checkpoint, find, published, tables
-from orchestrator.datasets.images import fetch
+from orchestrator.cache import Rows
+from orchestrator.datasets.images import RetrievalData, fetch
 from orchestrator.families.asymmetric.batches import LoadPairs, PairRequests
 from orchestrator.families.asymmetric.pairs import AsymmetricDistillation, Neighbours
 from orchestrator.families.asymmetric.recipe import AsymmetricRecipe, Distillation, check, is_supervised, used_views
 from orchestrator.families.asymmetric.teacher_side import EmbedViews, check_classifier, load_teacher, references
 from orchestrator.families.retrieval import data, search, supervised
 from orchestrator.families.retrieval import recipe as retrieval
+from orchestrator.families.retrieval.data import Source
 from orchestrator.families.retrieval.teacher import ready_file, teacher_need
 from orchestrator.method import Batch, Evaluation, Experiment, Method, Metric, Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report
@@ -202,6 +205,7 @@ class AsymmetricMethod(Method):
             teacher_frames = data.open_frames(prepared, "teacher train pixels", train, recipe.teacher.network.size)
         targets = cache.open_rows(prepared.path("targets")) if distilling and "targets" in prepared else None
         load = LoadPairs(recipe, data.LoadLabelled(frames, train), teacher_frames, targets)
+        searched = _open_searched(recipe, prepared)
         requests = PairRequests(recipe, train, is_supervised(recipe), distilling)
         workers = recipe.run.loader_workers if data.decodes(frames, teacher_frames) else 0
 
@@ -213,25 +217,13 @@ class AsymmetricMethod(Method):
             task,
             where,
             batches,
-            evaluate=lambda task: self.score(task.student, recipe, prepared, where),
+            evaluate=lambda task: _score(recipe, searched, task.student, device),
             items_per_step=requests.images_per_step,
         )
 
     def score(self, student: Embedder, recipe: AsymmetricRecipe, prepared: Prepared, where: Where) -> Evaluation:
         """Queries by the student, gallery by the teacher; optionally the student on both sides."""
-        found, device = data.open_data(prepared), where.device
-        frames = data.open_frames(prepared, "query pixels", found.query, recipe.student.size)
-        workers = recipe.run.loader_workers
-        query_QD = search.embed(student, frames, len(found.query), device, workers=workers)
-        gallery_GD = search.whole(cache.open_rows(prepared.path("gallery embeddings")), device)
-        metrics = search.score(recipe.ap, found, query_QD, gallery_GD).log("val")
-        if recipe.evaluate_symmetric:
-            own_GD = query_QD
-            if not found.leave_one_out:
-                frames = data.open_frames(prepared, "gallery pixels", found.gallery, recipe.student.size)
-                own_GD = search.embed(student, frames, len(found.gallery), device, workers=workers)
-            metrics |= search.score(recipe.ap, found, query_QD, own_GD).log("symmetric")
-        return Evaluation(metrics, search.Found(query_QD, gallery_GD))
+        return _score(recipe, _open_searched(recipe, prepared), student, where.device)
 
     def pictures(
         self, student: Embedder, recipe: AsymmetricRecipe, prepared: Prepared, evaluation: Evaluation, where: Where
@@ -248,6 +240,35 @@ class AsymmetricMethod(Method):
 
     def after_training(self, recipe: AsymmetricRecipe) -> frozenset[str]:
         return frozenset({"ap"})
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """What every evaluation of a job reads, opened once."""
+
+    data: RetrievalData
+    frames: dict[str, Source]  # at the student's resolution, by side
+    gallery: Rows  # by the teacher; on the device only while it is searched
+
+
+def _open_searched(recipe: AsymmetricRecipe, prepared: Prepared) -> _Searched:
+    found = data.open_data(prepared)
+    frames = data.open_sides(prepared, found, recipe.student.size)
+    return _Searched(found, frames, cache.open_rows(prepared.path("gallery embeddings")))
+
+
+def _score(recipe: AsymmetricRecipe, searched: _Searched, student: Embedder, device: torch.device) -> Evaluation:
+    found, workers = searched.data, recipe.run.loader_workers
+
+    def embedded(side: str) -> Tensor:
+        return search.embed(student, searched.frames[side], len(getattr(found, side)), device, workers=workers)
+
+    query_QD, gallery_GD = embedded("query"), search.whole(searched.gallery, device)
+    metrics = search.score(recipe.ap, found, query_QD, gallery_GD).log("val")
+    if recipe.evaluate_symmetric:
+        own_GD = query_QD if found.leave_one_out else embedded("gallery")
+        metrics |= search.score(recipe.ap, found, query_QD, own_GD).log("symmetric")
+    return Evaluation(metrics, search.Found(query_QD, gallery_GD))
 
 
 def method(paper: str, recipes: Mapping[str, AsymmetricRecipe], distillation: Distillation) -> AsymmetricMethod:

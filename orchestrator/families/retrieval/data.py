@@ -174,6 +174,16 @@ def open_frames(
     return Frames(images, size, resize)
 
 
+def open_sides(
+    prepared: Prepared, found: RetrievalData, size: tuple[int, int], resize: str = "bilinear"
+) -> dict[str, Source]:
+    """Frames of "query" and "gallery", which are the same ones where every query searches all others."""
+    query = open_frames(prepared, "query pixels", found.query, size, resize)
+    if found.leave_one_out:
+        return {"query": query, "gallery": query}
+    return {"query": query, "gallery": open_frames(prepared, "gallery pixels", found.gallery, size, resize)}
+
+
 def open_after(place: Place, after: Mapping[str, Ready], size: tuple[int, int], resize: str = "bilinear") -> Source:
     """The same for the maker of a need that has "images" and perhaps "pixels"."""
     return open_frames(Prepared(place, after), "pixels", open_images(place, after["images"]), size, resize)

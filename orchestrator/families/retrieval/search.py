@@ -2,7 +2,7 @@
 
 # Shape legend: B = images of a batch, D = embedding width, Q and G = queries and gallery, R = results.
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from orchestrator.datasets.augmentation import normalised
 from orchestrator.datasets.images import Frames, RetrievalData, fetch
 from orchestrator.evaluation.retrieval import PrecisionRule, RetrievalMetrics, evaluate, nearest
 from orchestrator.families.retrieval.data import Source
+from orchestrator.method import Evaluation
 from orchestrator.needs import Need, Ready
 from orchestrator.pictures import Panel
 
@@ -63,6 +64,13 @@ def score(ap: PrecisionRule, data: RetrievalData, query_QD: Tensor, gallery_GD: 
         query_QD, gallery_GD, data.query.identity, data.gallery.identity, *cameras, leave_one_out=data.leave_one_out,
         ap=ap,
     )  # fmt: skip
+
+
+def symmetric(ap: PrecisionRule, data: RetrievalData, embedded: Callable[[str], Tensor]) -> Evaluation:
+    """One network on both sides: ``embedded`` gives the raw embeddings of "query" or "gallery"."""
+    query_QD = embedded("query")
+    gallery_GD = query_QD if data.leave_one_out else embedded("gallery")
+    return Evaluation(score(ap, data, query_QD, gallery_GD).log("val"), Found(query_QD, gallery_GD))
 
 
 def references(

@@ -374,7 +374,4 @@ def _score(recipe: PruningRecipe, opened: Opened, network: PrunedViT, device: to
         workers = recipe.run.loader_workers
         return search.embed(network, opened.frames[side], len(images), device, workers=workers, camera=camera)
 
-    query_QD = embedded("query")
-    gallery_GD = query_QD if opened.data.leave_one_out else embedded("gallery")
-    metrics = search.score(recipe.ap, opened.data, query_QD, gallery_GD).log("val")
-    return Evaluation(metrics, search.Found(query_QD, gallery_GD))
+    return search.symmetric(recipe.ap, opened.data, embedded)

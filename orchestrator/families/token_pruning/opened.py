@@ -37,12 +37,9 @@ class Opened:
 def open_all(recipe: PruningRecipe, prepared: Prepared) -> Opened:
     """Opens what is ready by its path."""
     found = data.open_data(prepared)
-    frames = {
-        side: data.open_frames(prepared, f"{side} pixels", getattr(found, side), recipe.student.size, "bicubic")
-        for side in SIDES
-    }
-    if found.leave_one_out:
-        frames["gallery"] = frames["query"]
+    size = recipe.student.size
+    frames = {"train": data.open_frames(prepared, "train pixels", found.train, size, "bicubic")}
+    frames |= data.open_sides(prepared, found, size, "bicubic")
     cameras = {}
     if recipe.patches.camera_weight:
         cameras = {side: camera_index(found.train, getattr(found, side)) for side in SIDES}
