@@ -12,6 +12,8 @@ from orchestrator.datasets.images import Frames, ImageSet, fetch
 from orchestrator.evaluation import retrieval
 from orchestrator.needs import Report, silent
 
+Embed = Callable[[np.ndarray], Iterator[Mapping[str, Tensor | np.ndarray]]]  # row numbers -> blocks of columns
+
 
 def pixels(
     images: ImageSet,
@@ -37,7 +39,7 @@ def pixels(
 
 def embeddings(
     made_from: Mapping[str, Any],
-    embed: Callable[[np.ndarray], Iterator[Mapping[str, Tensor | np.ndarray]]],
+    embed: Embed,
     rows: range,
     root: str | Path,
     title: str,

@@ -15,7 +15,7 @@ from models.embedder import Embedder, EmbedderConfig
 from models.network import identity
 from orchestrator import cache, checkpoint, find, published, tables
 from orchestrator.cache import Rows
-from orchestrator.datasets.images import RetrievalData, fetch
+from orchestrator.datasets.images import ImageSet, RetrievalData, fetch
 from orchestrator.families.asymmetric.batches import LoadPairs, PairRequests
 from orchestrator.families.asymmetric.pairs import AsymmetricDistillation, Neighbours
 from orchestrator.families.asymmetric.recipe import AsymmetricRecipe, Distillation, check, is_supervised, used_views
@@ -152,37 +152,19 @@ class AsymmetricMethod(Method):
     def _make_embeddings(
         self, need: Need, after: Mapping[str, Ready], recipe: AsymmetricRecipe, where: Where, progress: Report
     ) -> Ready:
-        place, root = where.place, where.place.folder("cache")
-        transform, views = dict(need.made_from["transform"]), need.made_from["views"]
+        transform = dict(need.made_from["transform"])
         if "outputs" in transform:
             transform["classifier"] = after["classifier"].fingerprint if "classifier" in after else ""
-        made_from = tables.embeddings_made_from(
-            after["images"].fingerprint, after["teacher"].fingerprint, transform, views
-        )
-        whole = cache.there(root, "embeddings", made_from)
-        if whole is not None and need.kind == "embedding shard":
-            return data.ready_rows(need, whole, place)
-        parts = [after[role] for role in after if role.startswith("shard ")]
-        if parts:
-            if whole is None:
-                whole = cache.joined(
-                    root, "embeddings", made_from, [cache.open_rows(place.folder(p.path)) for p in parts]
-                )
-            return data.ready_rows(need, whole, place)
-        teacher = load_teacher(place, after).to(where.device)
-        source = data.open_after(place, after, recipe.teacher.network.size)
-        images = data.open_images(place, after["images"])
         outputs = self.distillation.teacher_outputs if "outputs" in transform else Distillation.teacher_outputs
-        embed = EmbedViews(
-            partial(outputs, recipe), teacher, source, where.device, len(images) * views,
-            recipe if "augmentation" not in transform else None,
-        )  # fmt: skip
-        rows = data.shard_rows(need, len(images) * views)
-        if "shard" in need.made_from:
-            made_from |= {"shard": need.made_from["shard"]}
-        title = images.name + (f", {views} views" if views > 1 else "")
-        table = tables.embeddings(made_from, embed, rows, root, title, progress, verify=True)
-        return data.ready_rows(need, table, place)
+        recorded = recipe if "augmentation" not in transform else None
+
+        def embedder(images: ImageSet) -> EmbedViews:
+            teacher = load_teacher(where.place, after).to(where.device)
+            source = data.open_after(where.place, after, recipe.teacher.network.size)
+            total = len(images) * need.made_from["views"]
+            return EmbedViews(partial(outputs, recipe), teacher, source, where.device, total, recorded)
+
+        return data.make_embeddings(need, after, transform, where.place, embedder, progress)
 
     def experiment(self, recipe: AsymmetricRecipe, prepared: Prepared, where: Where) -> Experiment:
         method, recipe = self.distillation, used_views(self.distillation, recipe)

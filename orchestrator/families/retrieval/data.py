@@ -4,7 +4,7 @@ A trial opens tables by their path. It lists no folder, looks at no file's time 
 cache holds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -212,6 +212,37 @@ def shard_rows(need: Need, count: int) -> range:
     """Which rows of a table of ``count`` rows belong to a need: all, or those of its shard."""
     number, shards_ = need.made_from.get("shard", (0, 1))
     return range(number * count // shards_, (number + 1) * count // shards_)
+
+
+def make_embeddings(
+    need: Need, after: Mapping[str, Ready], transform: Mapping[str, Any], place: Place,
+    embedder: Callable[[ImageSet], tables.Embed], progress: Report,
+) -> Ready:  # fmt: skip
+    """A table of a teacher's embeddings, or a shard of one: found whole, joined of its shards, or computed.
+
+    Args:
+        need: made by :func:`shards`; says how many "views".
+        after: what it is made with: "images", "teacher", and its shards.
+        transform: see :func:`tables.embeddings_made_from`.
+        place: where caches lie.
+        embedder: opens what embeds the images, where any are to be embedded.
+        progress: what is done.
+    """
+    root, views = place.folder("cache"), need.made_from["views"]
+    made_from = tables.embeddings_made_from(after["images"].fingerprint, after["teacher"].fingerprint, transform, views)
+    table = cache.there(root, "embeddings", made_from)
+    parts = [ready for role, ready in after.items() if role.startswith("shard ")]
+    if table is None and parts:
+        table = cache.joined(root, "embeddings", made_from, [cache.open_rows(place.folder(p.path)) for p in parts])
+    # A whole table serves as any shard of it. One that was asked for itself is verified, and made again if damaged.
+    if table is None or (not parts and need.kind != "embedding shard"):
+        images = open_images(place, after["images"])
+        if "shard" in need.made_from:
+            made_from |= {"shard": need.made_from["shard"]}
+        rows = shard_rows(need, len(images) * views)
+        title = images.name + (f", {views} views" if views > 1 else "")
+        table = tables.embeddings(made_from, embedder(images), rows, root, title, progress, verify=True)
+    return ready_rows(need, table, place)
 
 
 def augmentation(recipe: EmbedderRecipe, pixels: Any = "imagenet") -> Augmentation:

@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from models.network import identity
 from models.token_pruning import PrunedViT
-from orchestrator import cache, checkpoint, find, published, tables
+from orchestrator import cache, checkpoint, find, published
 from orchestrator.datasets import occlusion
 from orchestrator.datasets.images import ImageSet, check_labels, fetch
 from orchestrator.datasets.occlusion import Occluders
@@ -138,31 +138,22 @@ class TokenPruning(Method):
         return self._make_embeddings(need, after, where, progress)
 
     def _make_embeddings(self, need: Need, after: Mapping[str, Ready], where: Where, progress: Report) -> Ready:
-        place, root = where.place, where.place.folder("cache")
+        place, cameras = where.place, {}
         recipe = recipe_from(self.recipes["demo"], need.how["recipe"])
-        images = data.open_images(place, after["images"])
         transform = dict(need.made_from["transform"])
-        cameras = {}
         if need.made_from["cameras"]:
             train = data.open_images(place, after["train"])
             transform["cameras"] = known_cameras(train).tolist()
-            cameras = {"images": camera_index(train, images)}
-        made_from = tables.embeddings_made_from(images.fingerprint, after["teacher"].fingerprint, transform)
-        whole = cache.there(root, "embeddings", made_from)
-        parts = [after[role] for role in after if role.startswith("shard ")]
-        if whole is None and parts:
-            whole = cache.joined(root, "embeddings", made_from, [cache.open_rows(place.folder(p.path)) for p in parts])
-        if whole is not None and (parts or need.kind == "embedding shard"):
-            return data.ready_rows(need, whole, place)
-        teacher, _ = checkpoint.load_model(place.folder(after["teacher"].path))
-        source = data.open_after(place, after, recipe.student.size, "bicubic")
-        opened = Opened(None, {"images": source}, cameras=cameras)
-        embed = _ClassTokens(teacher.to(where.device), opened, where.device)
-        if "shard" in need.made_from:
-            made_from |= {"shard": need.made_from["shard"]}
-        rows = data.shard_rows(need, len(images))
-        table = tables.embeddings(made_from, embed, rows, root, images.name, progress, verify=True)
-        return data.ready_rows(need, table, place)
+            cameras = {"images": camera_index(train, data.open_images(place, after["images"]))}
+
+        def embedder(images: ImageSet) -> _ClassTokens:
+            teacher, _ = checkpoint.load_model(place.folder(after["teacher"].path))
+            source = data.open_after(place, after, recipe.student.size, "bicubic")
+            return _ClassTokens(
+                teacher.to(where.device), Opened(None, {"images": source}, cameras=cameras), where.device
+            )
+
+        return data.make_embeddings(need, after, transform, place, embedder, progress)
 
     def experiment(self, recipe: PruningRecipe, prepared: Prepared, where: Where) -> Experiment:
         opened, seed = open_all(recipe, prepared), recipe.train.seed
