@@ -85,13 +85,18 @@ def test_a_sweep_says_what_it_did_and_records_it(swept):
 def test_weak_trials_are_stopped_early(data, trained, monkeypatch):
     """The learning rate is the score: the first point has the largest, so every sampled one is stopped."""
     method = type(find.method("d3still"))
-    scored = method.score
+    made = method.experiment
 
-    def score(self, student, recipe, prepared, where):
-        evaluation = scored(self, student, recipe, prepared, where)
-        return dataclasses.replace(evaluation, metrics={**evaluation.metrics, "val/map": recipe.train.rate})
+    def experiment(self, recipe, prepared, where):
+        trained = made(self, recipe, prepared, where)
 
-    monkeypatch.setattr(method, "score", score)
+        def evaluate(task):
+            evaluation = trained.evaluate(task)
+            return dataclasses.replace(evaluation, metrics={**evaluation.metrics, "val/map": recipe.train.rate})
+
+        return dataclasses.replace(trained, evaluate=evaluate)
+
+    monkeypatch.setattr(method, "experiment", experiment)
     arguments = settings("d3still", **{"train.rate": None, "train.epochs": 4})
     shown = call(sweep.main, "rates", *data, "--trials", 3, *arguments).output
     assert ends("rates") == [("completed", 4), ("pruned", 1), ("pruned", 1)]

@@ -101,7 +101,7 @@ def _stopped_early(runner: on_ray.OnRay, place, tiny_recipe) -> tuple[Plan, list
         metric="train/learning_rate",
     )
     recipe = tiny_recipe(**{"train.epochs": 8, "warmup_epochs": 0, "constant_epochs": 8})
-    plan = prepared(new_plan(place, recipe, space, 2), runner)
+    plan = prepared(new_plan(place, recipe, space, 2, concurrent=1), runner)  # which is first decides who is stopped
     output = io.StringIO()
     records = run(plan, runner, Console(file=output, width=200))
     assert [(r.status, r.epochs) for r in records] == [("completed", 8), ("pruned", 2)], [r.message for r in records]
