@@ -31,7 +31,7 @@ def index(images: ImageSet, root: str | Path, progress: Report = silent) -> cach
     A reader's own checksum stands for reading and decoding. A table is made again only when the listing or a file's
     size or time has changed.
     """
-    camera = _camera(images)
+    camera = images.cameras
     listing = {
         "name": images.name,
         "stamp": images.reader.stamp(images.keys),
@@ -106,10 +106,6 @@ def open_index(folder: str | Path, name: str, reader: Any, cameras: bool, finger
     return found
 
 
-def _camera(images: ImageSet) -> np.ndarray:
-    return images.camera if images.camera is not None else np.full(len(images), -1)
-
-
 def listing_digest(keys: Sequence[str], *labels: np.ndarray) -> str:
     """Of the keys and labels of a set; in blocks, so that millions of them need little memory."""
     parts = cache.ranges(len(keys), 65_536)
@@ -124,8 +120,7 @@ def _listed(values: np.ndarray, parts: Sequence[range]) -> Iterator[list[Any]]:
 def _content_digest(images: ImageSet, hashes: Iterator[str]) -> str:
     """``digest([name, [keys, identities, cameras, hashes]])``, as 0.3 computed it, without holding the text."""
     sha = hashlib.sha256(f"[{json.dumps(images.name)},[[".encode())
-    camera = _camera(images)
-    for number, values in enumerate((images.keys, images.identity, camera)):
+    for number, values in enumerate((images.keys, images.identity, images.cameras)):
         sha.update(b"],[" if number else b"")
         for part in cache.ranges(len(images), 65_536):
             block = [values[i] for i in part] if number == 0 else values[part.start : part.stop].tolist()

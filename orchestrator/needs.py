@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Need:
     network: bool = field(default=False, compare=False)  # a network runs: a GPU is used where there is one
     piece: bool = field(default=False, compare=False)  # of what needs it; pieces are made side by side
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Equal for equal things, whoever needs them."""
         after = {role: need.key for role, need in self.after.items()}

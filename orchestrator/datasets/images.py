@@ -113,9 +113,12 @@ def rebuilt(plain: Mapping[str, Any]) -> Reader:
     return getattr(importlib.import_module(module), name)(**inside)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images of one side of a protocol. ``identity`` and ``camera`` are whole numbers, -1 = unknown."""
+    """Images of one side of a protocol. ``identity`` and ``camera`` are whole numbers, -1 = unknown.
+
+    A set equals itself alone: fingerprints say whether two sets hold the same.
+    """
 
     name: str  # such as "omniglot/train"
     keys: Sequence[str] = field(repr=False)
@@ -136,6 +139,11 @@ class ImageSet:
     def labels(self) -> np.ndarray:
         """Class index 0 … C-1 of every image, classes in sorted order of identity."""
         return np.unique(self.identity, return_inverse=True)[1]
+
+    @property
+    def cameras(self) -> np.ndarray:
+        """Camera of every image, -1 where the set has none."""
+        return np.full(len(self), -1) if self.camera is None else self.camera
 
     @cached_property
     def num_identities(self) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,27 @@ def test_a_preparation_that_is_damaged_is_named_and_made_again(tiny_recipe, own_
     with pytest.warns(UserWarning, match=r"the content of data\.arrow has changed; building it again"):
         again = met("fitnet", recipe, own_place)
     assert again.plain() == first.plain() and data_file.read_bytes() == whole
+
+
+def test_files_are_looked_at_once_a_listing(tiny_recipe, own_place, tmp_path, monkeypatch):
+    """Every variant of a sweep has needs; a file that has changed is seen when the folder is listed again."""
+    root = shutil.copytree(own_place.data_root, tmp_path / "data")
+    place = replace(own_place, data_root=str(root))
+    looked, stamp = [], Folder.stamp
+    monkeypatch.setattr(Folder, "stamp", lambda self, keys: looked.append(len(keys)) or stamp(self, keys))
+
+    def keys(**changes):
+        needs = find.method("d3still").needs(tiny_recipe("d3still", **changes), place)
+        return {role: need.key for role, need in needs.items()}
+
+    find.listed.cache_clear()
+    first = keys()
+    sides = len(looked)
+    assert sides == 3 and keys(beta=0.1) == keys(gamma=7.0) == first and len(looked) == sides
+    changed = min(root.rglob("*.png"))
+    changed.write_bytes(changed.read_bytes() + b" ")
+    find.listed.cache_clear()
+    assert keys() != first and len(looked) == 2 * sides
 
 
 def test_another_teacher_is_another_preparation(tiny_recipe, own_place, tiny_teacher, tmp_path):

@@ -7,6 +7,7 @@ cache holds.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from orchestrator.needs import Need, Place, Prepared, Ready, Report, digest
 from orchestrator.recipe import Data, Run
 
 Source = Rows | Frames
+_STAMPED: WeakKeyDictionary[ImageSet, tuple[str, str]] = WeakKeyDictionary()  # forgotten with the listing
 SHARD_ROWS = 32_768  # embeddings that are one unit of work
 
 
@@ -48,7 +50,7 @@ def index_needs(data: Data, place: Place) -> dict[str, Need]:
 
 
 def _index_need(data: Data, found: RetrievalData, side: str, images: ImageSet, rule: dict[str, bool]) -> Need:
-    camera = images.camera if images.camera is not None else np.full(len(images), -1)
+    stamp, listing = _stamp_and_listing(images)
     return Need(
         kind="index",
         made_from={
@@ -56,13 +58,21 @@ def _index_need(data: Data, found: RetrievalData, side: str, images: ImageSet, r
             "side": side,
             "skip_unreadable": data.skip_unreadable,
             "reader": described(images.reader),
-            "stamp": images.reader.stamp(images.keys),
-            "listing": indexing.listing_digest(images.keys, images.identity, camera),
+            "stamp": stamp,
+            "listing": listing,
             "rule": rule,
         },
         title=f"index of {images.name} ({len(images):,} images)",
         how={"images": len(images)},
     )
+
+
+def _stamp_and_listing(images: ImageSet) -> tuple[str, str]:
+    """Of a listed set, once: every variant of a sweep asks, and each answer looks at every file."""
+    if images not in _STAMPED:
+        listing = indexing.listing_digest(images.keys, images.identity, images.cameras)
+        _STAMPED[images] = images.reader.stamp(images.keys), listing
+    return _STAMPED[images]
 
 
 def make_index(need: Need, where: Where, progress: Report) -> Ready:

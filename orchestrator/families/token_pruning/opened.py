@@ -71,12 +71,11 @@ def camera_index(train: ImageSet, images: ImageSet) -> np.ndarray:
             f"{train.name}; set camera_weight to 0"
         )
     known = known_cameras(train)
-    camera = images.camera if images.camera is not None else np.full(len(images), -1)
-    unseen = np.setdiff1d(camera, known)
+    unseen = np.setdiff1d(images.cameras, known)
     if len(unseen):
         what = "has no cameras" if images.camera is None else f"has camera {unseen[0]}, {train.name} has not"
         raise ValueError(f"the camera embedding needs known cameras, and {images.name} {what}; set camera_weight to 0")
-    return np.searchsorted(known, camera)
+    return np.searchsorted(known, images.cameras)
 
 
 def inputs(
