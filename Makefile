@@ -30,10 +30,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m orchestrator.report d3still_beta_gamma
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not night" -n 2 --dist loadfile --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not night" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 night: install
 	$(BIN)/python -m pytest -q -m night --durations=5

@@ -123,7 +123,10 @@ def own_function(name: str) -> Callable[..., nn.Module]:
 
 def _own(name: str, pretrained: bool) -> nn.Module:
     function = own_function(name)
-    net = function(pretrained=pretrained) if _takes_pretrained(function) else function()
+    try:
+        net = function(pretrained=pretrained) if _takes_pretrained(function) else function()
+    except Exception as error:  # of somebody else's code: one line here, its traceback below it
+        raise ValueError(f"{name} cannot be called: {type(error).__name__}: {error}") from error
     if not isinstance(net, nn.Module):
         raise ValueError(f"{name} returns a {type(net).__name__}; expected a torch module")
     return net

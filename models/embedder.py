@@ -7,9 +7,9 @@ The embedding is the raw output of the last batch norm, not L2-normalised: losse
 
 # Shape legend: B = batch, C = channels, D = embedding width, H and W = pixels, N = tokens.
 
+import warnings
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.backbone import build_backbone, check_backbone, check_start, is_own, statistics
 from models.network import PIXELS, SINCE_0_4, TRAINING_ONLY, EmbeddingNetwork, Pixels, at_least_float32
+from models.weights import stamp_of
 
 __all__ = ["NETWORK", "Embedder", "EmbedderConfig", "check_backbone", "check_buildable", "statistics"]
 
@@ -177,21 +178,17 @@ NETWORK = Embedder
 
 
 def check_buildable(config: EmbedderConfig, pretrained: bool = False, weights: str = "") -> None:
-    """Raises ValueError when an :class:`Embedder` cannot be built as asked; loads no weights of timm or of a file.
+    """Raises ValueError when an :class:`Embedder` cannot be built as asked, or not start from the file of ``weights``.
 
     A network of timm takes no memory. The user's own function is really called, without pretrained weights.
     """
     check_start(config.backbone, config.width, pretrained and not weights)
-    if weights and not Path(weights).is_file():
-        raise ValueError(f"weights: there is no file {weights}")
-    if is_own(config.backbone):
-        with torch.random.fork_rng(devices=[]):
-            Embedder(config)
-    else:
-        _build_of_timm(config)
+    device = "cpu" if is_own(config.backbone) else "meta"
+    _build(config, device, weights, stamp_of(weights) if weights else None)
 
 
 @lru_cache(maxsize=64)  # every row of a table asks for the same few networks, a second each
-def _build_of_timm(config: EmbedderConfig) -> None:
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        Embedder(config)
+def _build(config: EmbedderConfig, device: str, weights: str, stamp: tuple[int, int] | None) -> None:
+    with torch.random.fork_rng(devices=[]), torch.device(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a file does not hold is said when it is used; meta tensors take nothing
+        Embedder(config, weights=weights)

@@ -211,8 +211,9 @@ def imported(name: str) -> ModuleType:
         raise ValueError(f"{name} is of Python's standard library, which holds no network")
     try:
         return importlib.import_module(name)
-    except (ImportError, ValueError, TypeError) as error:  # the last two: no name of a module
-        raise ValueError(f"{name} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    except Exception as error:  # no such module, no name of one, or whatever happens while it runs
+        what = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name} cannot be imported: {what}; is its folder on PYTHONPATH?") from error
 
 
 def near(name: str, known: Iterable[str]) -> str:

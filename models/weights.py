@@ -38,6 +38,15 @@ def read(file: str | Path) -> dict[str, Tensor]:
     return found
 
 
+def stamp_of(file: str | Path) -> tuple[int, int]:
+    """Size and time of change of a weights file; raises ValueError where there is none."""
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"weights: there is no file {file}")
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
 def start(net: nn.Module, file: str | Path, rename: Callable[[str], str] | None = None) -> str:
     """Puts the weights of a file into a network.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.network import Network, configured, deployed_config, kind_of, network_class
 from models.weights import misfit
+from orchestrator.cache import file_hash
 
 FORMAT = 1
 
@@ -126,14 +127,34 @@ def copy_model(file: str | Path, folder: str | Path, name: str, facts: Mapping[s
     file, folder = Path(file), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     described = _stored_description(file)
-    groups = {full_name.partition(".")[0] for full_name in load_extras(file)}
-    for suffix in ("", *(f".{group}" for group in sorted(groups))):
+    for suffix in hashes(file):
         partial = folder / f"{name}{suffix}.safetensors.tmp-{os.getpid()}"
         shutil.copyfile(file.with_name(f"{file.stem}{suffix}.safetensors"), partial)
         os.replace(partial, folder / f"{name}{suffix}.safetensors")
     partial = folder / f"{name}.json.tmp-{os.getpid()}"
     partial.write_text(json.dumps({**described, "facts": {**described.get("facts", {}), **facts}}, indent=1))
     os.replace(partial, folder / f"{name}.json")
+
+
+def hashes(path: str | Path) -> dict[str, str]:
+    """SHA-256 of a weights file ("") and of what :func:`save_model` stored beside it (".classifier").
+
+    Raises:
+        ValueError, OSError: a file is missing or cannot be read.
+    """
+    path = Path(path)
+    groups = {name.partition(".")[0] for name in load_extras(path)}
+    suffixes = ["", *(f".{group}" for group in sorted(groups))]
+    return {suffix: file_hash(path.with_name(f"{path.stem}{suffix}.safetensors")) for suffix in suffixes}
+
+
+def facts_of(path: str | Path) -> dict[str, Any]:
+    """The facts that were stored with a network; empty without a description.
+
+    Raises:
+        ValueError: the description cannot be read.
+    """
+    return dict(_stored_description(Path(path)).get("facts", {}))
 
 
 def reconfigured(model: Network, settings: Mapping[str, Any]) -> Network:

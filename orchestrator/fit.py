@@ -78,7 +78,7 @@ def fit(
         history.append(metrics)
         if on_epoch is not None:
             state = None
-            if _checkpoint_is_due(experiment, epoch, stored_at):
+            if _checkpoint_is_due(experiment, epoch, stored_at, metrics["perf/epoch_s"]):
                 stored_at = time.monotonic()
                 state = partial(training_state, experiment, history, _generators(device))
             on_epoch(epoch, metrics, state)
@@ -257,13 +257,13 @@ def _names(batch: Any) -> list[str]:
     return [str(n) for n in batch.get("names", ())] + [n for part in batch.values() for n in _names(part)]
 
 
-def _checkpoint_is_due(experiment: Experiment, epoch: int, stored_at: float) -> bool:
-    """Equal on all ranks: by the epoch, or by the slowest rank's clock."""
+def _checkpoint_is_due(experiment: Experiment, epoch: int, stored_at: float, epoch_seconds: float) -> bool:
+    """Equal on all ranks: by the epoch, or by the slowest rank's clock where another such epoch would lose too much."""
     if epoch == experiment.epochs:
         return True
     if experiment.checkpoint_every:
         return epoch % experiment.checkpoint_every == 0
-    return distributed.largest(time.monotonic() - stored_at) >= _LOST_SECONDS
+    return distributed.largest(time.monotonic() - stored_at + epoch_seconds) >= _LOST_SECONDS
 
 
 def _generators(device: torch.device) -> Tensor:

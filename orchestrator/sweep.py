@@ -10,7 +10,7 @@ from orchestrator.command import console
 from orchestrator.launch import asked, study
 from orchestrator.launch import plan as plans
 from orchestrator.launch.plan import Plan
-from orchestrator.launch.runner import Runner
+from orchestrator.launch.runner import Runner, driving
 from orchestrator.progress import Board
 from orchestrator.reporting import dry_run as dry
 from orchestrator.reporting import summary, trial_table
@@ -77,11 +77,12 @@ def _list() -> None:
 
 def _run(plan: Plan, runner: Runner) -> None:
     """Prepares and runs what is left of a plan, and says what came out."""
-    plan = command.prepare(plan, runner)
-    console.print(
-        f"  sweep {plan.sweep}: {plan.trials} trials, {plan.concurrent} at once, {plan.workers} worker(s) each"
-    )
-    records = runner.sweep(plan, Board(console, plan.metric, study.records(plan), plan.trials))
+    with driving(plan):
+        plan = command.prepare(plan, runner)
+        console.print(
+            f"  sweep {plan.sweep}: {plan.trials} trials, {plan.concurrent} at once, {plan.workers} worker(s) each"
+        )
+        records = runner.sweep(plan, Board(console, plan.metric, study.records(plan), plan.trials))
     console.print(trial_table.trial_table(plan, records))
     done = sum(r.status == "completed" for r in records)
     pruned, failed = (sum(r.status == status for r in records) for status in ("pruned", "failed"))

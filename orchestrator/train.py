@@ -7,7 +7,7 @@ from orchestrator.command import console
 from orchestrator.launch import asked, study
 from orchestrator.launch import plan as plans
 from orchestrator.launch.plan import Plan
-from orchestrator.launch.runner import Runner
+from orchestrator.launch.runner import Runner, driving
 from orchestrator.progress import Board
 from orchestrator.recipe import check_field
 from orchestrator.reporting import scores
@@ -53,8 +53,9 @@ def main(
 
 
 def _run(plan: Plan, runner: Runner) -> None:
-    plan = command.prepare(plan, runner)
-    record = runner.sweep(plan, Board(console, plan.metric, study.records(plan), 1))[0]
+    with driving(plan):
+        plan = command.prepare(plan, runner)
+        record = runner.sweep(plan, Board(console, plan.metric, study.records(plan), 1))[0]
     if record.status != "completed":
         raise ValueError(f"the run {record.status}: {record.message}")
     for metric in scores.occurring(plan, [record]):

@@ -25,6 +25,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("case_method", "case"), cases())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The test on Ray first: it takes longest, and another file is tested beside it."""
+    items.sort(key=lambda item: "ray" not in item.keywords)
+
+
 @pytest.fixture(scope="session")
 def tiny_settings() -> dict[str, Any]:
     """Recipe settings of d3still on the tiny data set, benchmark "folder"."""

@@ -64,7 +64,7 @@ def held(path: str | Path, waiting: Callable[[Holder], None] | None = None, what
     path.parent.mkdir(parents=True, exist_ok=True)
     told: Holder | None = None
     unreadable = False
-    while not _take(path):
+    while (own := _take(path)) is None:
         holder = read(path)
         if holder is None:
             if unreadable and path.exists():
@@ -94,7 +94,8 @@ def held(path: str | Path, waiting: Callable[[Holder], None] | None = None, what
     finally:
         stop.set()
         beat.join()
-        path.unlink(missing_ok=True)
+        if read(path) == own:  # else somebody broke it and holds it now
+            path.unlink(missing_ok=True)
 
 
 def _remedy(holder: Holder, path: Path) -> str:
@@ -106,22 +107,25 @@ def _remedy(holder: Holder, path: Path) -> str:
 def read(path: str | Path) -> Holder | None:
     """Who holds a lease, or None."""
     try:
-        return Holder(**json.loads(Path(path).read_text()))
-    except (OSError, ValueError, TypeError):
+        holder = Holder(**json.loads(Path(path).read_text()))
+        str(holder)  # a time that is none
+    except (OSError, ValueError, TypeError, OverflowError):
         return None
+    plain = isinstance(holder.host, str) and isinstance(holder.pid, int) and isinstance(holder.began, str)
+    return holder if plain else None
 
 
-def _take(path: Path) -> bool:
+def _take(path: Path) -> Holder | None:
     # Written aside and linked, so that nobody ever reads half of it; a link fails where the name exists.
-    own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    own.write_text(json.dumps(asdict(Holder.here())))
+    holder, aside = Holder.here(), path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    aside.write_text(json.dumps(asdict(holder)))
     try:
-        os.link(own, path)
-        return True
+        os.link(aside, path)
+        return holder
     except FileExistsError:
-        return False
+        return None
     finally:
-        own.unlink()
+        aside.unlink()
 
 
 def _break(path: Path) -> None:
@@ -130,7 +134,7 @@ def _break(path: Path) -> None:
     Only who holds a second file looks and removes; else a lease that was taken anew in between would go too.
     """
     guard = path.with_name(f"{path.name}.breaking")
-    if _take(guard):
+    if _take(guard) is not None:
         holder = read(path)
         if holder is not None and holder.is_gone:
             path.unlink(missing_ok=True)
@@ -155,9 +159,10 @@ def _silence(path: Path) -> float:
 
 
 def _began(pid: int) -> str:
-    """When a process started, in the system's clock ticks; empty where there is none, or no way to know."""
+    """When a process started, in the system's clock ticks; empty where none runs."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        state, *others = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return "" if state in "ZX" else others[18]  # a zombie has ended, and nobody has asked how
     except (OSError, IndexError):
         try:
             os.kill(pid, 0)

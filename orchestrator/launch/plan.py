@@ -1,6 +1,7 @@
 """What a sweep is: made from names and values, stored as ``plan.json``, read again, continued."""
 
 import dataclasses
+import glob
 import itertools
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import subprocess
 import tomllib
 import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -211,21 +213,20 @@ def read(folder: Path) -> Plan:
     """The plan of a folder, wherever the storage lies now, also one of an earlier version.
 
     Raises:
-        ValueError: it is of a newer version, or damaged.
+        ValueError: it is of a newer version, damaged, or its folder has another name now.
     """
     path = folder / "plan.json"
     try:
         data = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    written = data.get("format", 1)
-    if written > FORMAT:
-        raise ValueError(f"{path} is of format {written}, this version reads up to {FORMAT}; update it to go on")
-    if "recipes" not in data:  # before 0.2 a sweep had one method
-        data["recipes"] = {data.pop("method"): data.pop("recipe")}
-    if written == 1:
-        data = _from_03(data)
-    return _moved(Plan(**{**data, "format": FORMAT}), folder.absolute())
+        written = int(data.get("format", 1))
+        if written <= FORMAT:
+            if "recipes" not in data:  # before 0.2 a sweep had one method
+                data["recipes"] = {data.pop("method"): data.pop("recipe")}
+            plan = Plan(**{**(_from_03(data) if written == 1 else data), "format": FORMAT})
+            return _moved(plan, folder.absolute())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {error if str(error) else repr(error)}") from error
+    raise ValueError(f"{path} is of format {written}, this version reads up to {FORMAT}; update it to go on")
 
 
 def _from_03(data: dict[str, Any]) -> dict[str, Any]:
@@ -238,8 +239,14 @@ def _from_03(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _moved(plan: Plan, folder: Path) -> Plan:
-    """The plan in the storage where it was found: folders are copied, renamed and mounted elsewhere."""
+    """The plan in the storage where it was found: storages are copied, renamed and mounted elsewhere.
+
+    Raises:
+        ValueError: the sweep's own folder was renamed; its runs and its study are found by that name.
+    """
     then, now = plan.place["storage"], str(folder.parent.parent)
+    if plan.sweep != folder.name:
+        raise ValueError(f"it is the plan of {plan.sweep}; give the folder that name again")
     if str(folder) == plan.folder or plan.folder != f"{then}/sweeps/{folder.name}":
         return plan
     uri = plan.tracking_uri.replace(f"sqlite:///{then}/", f"sqlite:///{now}/")
@@ -247,14 +254,33 @@ def _moved(plan: Plan, folder: Path) -> Plan:
 
 
 def stored(name: str, benchmark: str | None = None, root: str = "") -> list[Plan]:
-    """All sweeps of a space (and benchmark) in the storage, newest last."""
+    """All sweeps of a space (and benchmark) in the storage, newest last; one that cannot be read is left out.
+
+    It is told in a warning.
+    """
     found = []
-    for path in Path(root or storage(), "sweeps").glob("*/plan.json"):
-        if not path.parent.name.startswith(f"{name}-"):
+    for plan in _all(name, benchmark, Path(root or storage(), "sweeps")):
+        if isinstance(plan, Plan):
+            found.append(plan)
+        else:
+            warnings.warn(f"{plan}; left out", stacklevel=2)
+    return found
+
+
+def _all(name: str, benchmark: str | None, folder: Path) -> list[Plan | ValueError]:
+    """The sweeps of a space (and benchmark), newest last; for one that cannot be read, why."""
+    found: list[tuple[int, int, Plan | ValueError]] = []
+    for path in folder.glob(f"{glob.escape(name)}-*/plan.json"):
+        if not (benchmark is None or path.parent.name.startswith(f"{name}-{benchmark}-")):
             continue
-        plan = read(path.parent)
-        if plan.space == name and benchmark in (None, plan.benchmark):
-            found.append((path.stat().st_ctime_ns, int(plan.sweep.rsplit("-", 1)[1]), plan))
+        plan: Plan | ValueError
+        try:
+            plan = read(path.parent)
+            if plan.space != name or benchmark not in (None, plan.benchmark):
+                continue
+        except ValueError as error:
+            plan = error
+        found.append((path.stat().st_ctime_ns, _number(path.parent.name), plan))
     return [plan for _, _, plan in sorted(found, key=lambda f: f[:2])]
 
 
@@ -262,9 +288,11 @@ def latest(name: str, benchmark: str | None = None, single: str = "") -> Plan:
     """The newest sweep of a space (and benchmark); ``single`` names the method where the plans are of single runs.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or the newest cannot be read.
     """
-    found = stored(name, benchmark)
+    found = _all(name, benchmark, Path(storage(), "sweeps"))
+    if found and isinstance(found[-1], ValueError):
+        raise found[-1]
     if not found:
         where = f" on {benchmark}" if benchmark else ""
         what, command = ("run", f"train {single}") if single else ("sweep", f"sweep {name}")

@@ -20,7 +20,7 @@ from orchestrator import cache, checkpoint, find, tracking
 from orchestrator.launch import before, leases, study
 from orchestrator.launch import plan as plans
 from orchestrator.launch.plan import Plan
-from orchestrator.launch.runner import Runner
+from orchestrator.launch.runner import Runner, driving
 from orchestrator.method import Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report, digest
 from orchestrator.progress import Board, PreparationBar
@@ -158,22 +158,40 @@ class Preparation:
         """Trains a teacher as its own MLflow run, unless it is there: found by what decides it, wherever data lie."""
         content = {role: ready.fingerprint for role, ready in after.items()}
         key = digest([dict(need.made_from), content])[:32]
-        folder = Path(self.place.folder("teachers", key))
-        with leases.held(f"{folder}.lease", self._waiting(need), need.title or need.kind):
-            if not _is_whole(folder):
-                old = before.teacher_folder(need.trial[2], content)
-                if old is not None and _is_whole(Path(self.place.folder("teachers", old))):
-                    folder = Path(self.place.folder("teachers", old))
-                else:
-                    self._train_now(need, key, folder)
-            ready = _teacher(need, folder, self.place)
+        names = (key, before.teacher_folder(need.trial[2], content))
+        folders = [Path(self.place.folder("teachers", name)) for name in names if name is not None]
+        with leases.held(f"{folders[0]}.lease", self._waiting(need), need.title or need.kind):
+            stored = [folder for folder in folders if (folder / "teacher.json").exists()]
+            found = (self._stored_teacher(need, folder) for folder in stored)
+            ready = next(filter(None, found), None)
+            if ready is None:
+                self._train_now(need, key, folders[0], anew=bool(stored))
+                ready = _teacher(need, folders[0], self.place)
             enter(self.place, ready)
         return ready
 
-    def _train_now(self, need: Need, key: str, folder: Path) -> None:
+    def _stored_teacher(self, need: Need, folder: Path) -> Ready | None:
+        """A teacher that was trained before; a damaged one is fetched from its MLflow run, None where that fails."""
+        try:
+            return _teacher(need, folder, self.place)
+        except (ValueError, OSError) as damage:
+            self.bar.line(f"the {need.title} is damaged: {damage}")
+        try:
+            facts = checkpoint.facts_of(folder / "teacher.safetensors")
+            run_id = facts.get("run_id", "")
+            checkpoint.copy_model(tracking.student_file(self.plan.tracking_uri, run_id), folder, "teacher", facts)
+            found = _teacher(need, folder, self.place)
+        except (ValueError, OSError) as error:
+            self.bar.line(f"  it cannot be fetched from its MLflow run: {error}")
+            return None
+        self.bar.line(f"  fetched again from its MLflow run {run_id}")
+        return found
+
+    def _train_now(self, need: Need, key: str, folder: Path, anew: bool) -> None:
+        """Trains a teacher; not ``anew`` goes on with what a killed training left, and takes what one had finished."""
         if not self.trains:
             raise ValueError(f"the {need.title} is not in {self.place.storage} any more, and scoring trains nothing")
-        plan = self._unfinished(key)
+        plan = None if anew else self._unfinished(key)
         if plan is None:
             method, benchmark, values = need.trial
             recipe = recipe_from(find.recipe(method, benchmark), values)
@@ -185,21 +203,25 @@ class Preparation:
             )  # fmt: skip
         else:
             self.bar.line(f"[bold]{need.title}[/bold]: its training was interrupted and goes on")
-        plan = prepared(plan, self.runner, self.bar)
-        with self.bar.paused():
-            board = Board(self.bar.console, plan.metric, study.records(plan), plan.trials)
-            record = self.runner.sweep(plan, board)[0]
+        with driving(plan):
+            plan = prepared(plan, self.runner, self.bar)
+            with self.bar.paused():
+                board = Board(self.bar.console, plan.metric, study.records(plan), plan.trials)
+                record = self.runner.sweep(plan, board)[0]
         if record.status != "completed":
             raise ValueError(f"the teacher could not be trained: {record.message or record.status}")
         student = tracking.student_file(plan.tracking_uri, record.run_id)
-        checkpoint.copy_model(student, folder, "teacher", {"run_id": record.run_id, "metrics": record.metrics})
+        facts = {"run_id": record.run_id, "metrics": record.metrics, "sha256": checkpoint.hashes(student)}
+        checkpoint.copy_model(student, folder, "teacher", facts)
         self.bar.line(f"  teacher ready: {plan.metric} {record.value:.4f}, MLflow run {record.run_id}")
 
     def _unfinished(self, key: str) -> Plan | None:
-        """The plan of a training that somebody killed."""
+        """The plan of a training that somebody killed, also between its end and the copy of what it gave."""
         for plan in reversed(plans.stored(f"teacher-{key[:8]}", root=self.place.storage)):
-            if all(record.status != "failed" for record in study.records(plan)):
-                return plan
+            records = study.records(plan)
+            if any(r.status == "failed" or (r.status == "completed" and not _gives(plan, r)) for r in records):
+                continue
+            return plan
         return None
 
 
@@ -220,13 +242,10 @@ def make(values: Mapping[str, Any], device: str, progress: Report) -> dict[str, 
 
 def look_up(place: Place, key: str, verify: bool = False) -> Ready | None:
     """What the ledger has for a key, if it is still there; ``verify`` also compares the content of caches."""
-    try:
-        ready = Ready(**json.loads(Path(place.folder("ready", f"{key}.json")).read_text()))
-    except (OSError, ValueError, TypeError):
+    ready = _entered(place, key)
+    if ready is None or not Path(place.folder(ready.path)).exists():
         return None
     path = Path(place.folder(ready.path))
-    if not path.exists():
-        return None
     if path.parent == Path(place.folder("cache")):
         try:
             cache.open_rows(path, verify=verify)
@@ -234,10 +253,20 @@ def look_up(place: Place, key: str, verify: bool = False) -> Ready | None:
             if verify:
                 warnings.warn(f"{damage}; building it again", stacklevel=2)
             return None
-    if verify and path.is_file() and ready.told.get("sha256", "") not in ("", cache.file_hash(path)):
-        warnings.warn(f"{path} is not what was stored there; it is looked for anew", stacklevel=2)
-        return None
+    if verify:
+        for name, known in ready.told.get("files", {}).items():
+            file = path.with_name(name)
+            if not file.is_file() or cache.file_hash(file) != known:
+                warnings.warn(f"{file} is not what was stored there; it is looked for anew", stacklevel=2)
+                return None
     return ready
+
+
+def _entered(place: Place, key: str) -> Ready | None:
+    try:
+        return Ready(**json.loads(Path(place.folder("ready", f"{key}.json")).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def enter(place: Place, ready: Ready) -> None:
@@ -334,12 +363,26 @@ def _lease(place: Place, key: str) -> Path:
     return Path(place.folder("ready", f"{key}.lease"))
 
 
-def _is_whole(folder: Path) -> bool:
-    return (folder / "teacher.json").exists()
+def _gives(plan: Plan, record: plans.TrialRecord) -> bool:
+    try:
+        return tracking.student_file(plan.tracking_uri, record.run_id).is_file()
+    except ValueError:
+        return False
 
 
 def _teacher(need: Need, folder: Path, place: Place) -> Ready:
+    """Raises ValueError, FileNotFoundError: a file is missing, or not what was stored."""
     path = folder / "teacher.safetensors"
     model, facts = checkpoint.load_model(path)
-    told = {"teacher_run": facts.get("run_id", ""), "sha256": cache.file_hash(path)}
+    files = {f"teacher{suffix}.safetensors": sha for suffix, sha in checkpoint.hashes(path).items()}
+    entered = _entered(place, need.key)
+    known = entered.told.get("files", {}) if entered else {}  # of a teacher of 0.3, whose facts do not say it
+    if "sha256" in facts:
+        known = {f"teacher{suffix}.safetensors": sha for suffix, sha in facts["sha256"].items()}
+    for name, sha in known.items():
+        if name.endswith(".safetensors") and files.get(name) != sha:
+            what = "not what was stored there" if name in files else "missing"
+            raise ValueError(f"{path.with_name(name)} is {what}")
+    files["teacher.json"] = cache.file_hash(path.with_suffix(".json"))
+    told = {"teacher_run": facts.get("run_id", ""), "files": files}
     return Ready(need.key, need.kind, str(path.relative_to(place.storage)), cache.weights_hash(model), told)

@@ -43,7 +43,10 @@ class Runner(Protocol):
         ...
 
     def sweep(self, plan: Plan, board: Board) -> list[TrialRecord]:
-        """Runs what is left of a plan's trials and returns all of them, in order of their numbers."""
+        """Runs what is left of a plan's trials and returns all of them, in order of their numbers.
+
+        The caller is :func:`driving` the plan.
+        """
         ...
 
 
@@ -68,13 +71,12 @@ class InProcess:
         return resolved(function)(values, device=_device() if network else "cpu", progress=progress)
 
     def sweep(self, plan: Plan, board: Board) -> list[TrialRecord]:
-        with driving(plan):
-            search = study.Study(plan)
-            search.close_abandoned()
-            with board:
-                while (given := search.next()) is not None:
-                    self._trial(plan, search, board, *given)
-            return study.records(plan)
+        search = study.Study(plan)
+        search.close_abandoned()
+        with board:
+            while (given := search.next()) is not None:
+                self._trial(plan, search, board, *given)
+        return study.records(plan)
 
     def _trial(self, plan: Plan, search: study.Study, board: Board, number: int, point: dict[str, Any]) -> None:
         job = prepared_job(plan, search, number, point)
@@ -135,7 +137,7 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def driving(plan: Plan) -> Any:
-    """Holds the sweep while it runs.
+    """Holds the sweep while it is prepared and runs.
 
     Raises:
         ValueError: another process runs it.

@@ -67,6 +67,8 @@ class Study:
             if frozen.state.is_finished():
                 self._remember(frozen)
         self._unfinished = [t.number for t in self.optuna.get_trials(states=(TrialState.RUNNING,))]
+        for number in self._unfinished:
+            self._complete(number)
 
     def next(self) -> tuple[int, dict[str, Any]] | None:
         """Number and point of a trial that is unfinished or new; None when all that were planned have been given."""
@@ -141,8 +143,23 @@ class Study:
         asked = [t for t in self.optuna.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
         if len(asked) >= self.plan.trials:
             return None
-        self.optuna.sampler = optuna.samplers.TPESampler(seed=self.seed * 100_003 + len(asked), multivariate=True)
+        if not self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            # A point is stored whole before it is asked for: a trial gets its parameters one by one.
+            self.optuna.enqueue_trial(self._suggested(len(asked)))
         return self.optuna.ask(distributions(self.space)).number
+
+    def _suggested(self, number: int) -> dict[str, Any]:
+        """The sampler's next point, from what has finished and a seed of its own."""
+        sampler = optuna.samplers.TPESampler(seed=self.seed * 100_003 + number, multivariate=True)
+        known = optuna.create_study(direction="maximize", sampler=sampler)
+        known.add_trials(t for t in self.optuna.get_trials(deepcopy=False) if t.state.is_finished())
+        return known.ask(distributions(self.space)).params
+
+    def _complete(self, number: int) -> None:
+        """Gives a trial the rest of its point, which a kill may have cut short."""
+        trial, missing = _trial(self.optuna, number), distributions(self.space)
+        for name in missing.keys() - trial.params.keys():
+            trial._suggest(name, missing[name])
 
     def _remember(self, frozen: FrozenTrial) -> int | None:
         """Puts a trial's stored values on the rungs; the epoch at which they would have stopped it, or None."""
@@ -222,7 +239,10 @@ def _opened(plan: Plan, space: SearchSpace) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     storage = optuna.storages.RDBStorage(f"sqlite:///{plan.folder}/study.db")
-    study = optuna.create_study(storage=storage, study_name=plan.sweep, direction="maximize", load_if_exists=True)
+    study = optuna.create_study(
+        storage=storage, study_name=plan.sweep, direction="maximize", load_if_exists=True,
+        sampler=optuna.samplers.RandomSampler(seed=0),  # samples nothing: every point is enqueued
+    )  # fmt: skip
     table = space.table()
     if sum("given" in t.user_attrs for t in study.get_trials(deepcopy=False)) < len(table):
         for point in table:  # a kill may have come between two of them
@@ -231,8 +251,9 @@ def _opened(plan: Plan, space: SearchSpace) -> optuna.Study:
 
 
 def _point(plan: Plan, frozen: FrozenTrial) -> dict[str, Any]:
-    """The trial's parameters under today's names."""
-    return before.renamed(frozen.params, plan.base_recipe(plan.search_space.method))
+    """The trial's parameters under today's names, also those that a kill left to be set."""
+    whole = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
+    return before.renamed(whole, plan.base_recipe(plan.search_space.method))
 
 
 def _trial(study: optuna.Study, number: int) -> optuna.trial.Trial:

@@ -7,7 +7,6 @@ import ray.tune
 
 from orchestrator.launch import study
 from orchestrator.launch.plan import Plan, TrialRecord
-from orchestrator.launch.runner import driving
 from orchestrator.launch.study import Study
 from orchestrator.on_ray import trial as trials
 from orchestrator.on_ray.janitor import Janitor
@@ -20,37 +19,36 @@ _RETRIES = 1  # of a trial whose process died
 
 def run(plan: Plan, board: Board) -> list[TrialRecord]:
     """Runs what is left of the plan's trials and returns all of them, in order of their numbers."""
-    with driving(plan):
-        opened = Study(plan)
-        opened.close_abandoned()
-        left = opened.left()
-        if left > 0:
-            search, janitor = StudySearch(plan, opened), Janitor()
-            attempt = 1 + len(list((Path(plan.folder) / "tune").glob("*")))
-            with board:
-                ray.tune.Tuner(
-                    ray.tune.with_resources(trials.run, _HEAD_ONLY),
-                    tune_config=ray.tune.TuneConfig(
-                        search_alg=search,
-                        scheduler=EarlyStopping(search),
-                        num_samples=left,
-                        reuse_actors=False,
-                        max_concurrent_trials=plan.concurrent,
-                        trial_dirname_creator=_folder_of,
-                    ),
-                    run_config=ray.tune.RunConfig(
-                        name=f"attempt-{attempt}",
-                        storage_path=f"{plan.folder}/tune",
-                        verbose=0,
-                        failure_config=ray.tune.FailureConfig(max_failures=_RETRIES),
-                        callbacks=[Reporter(search, board), janitor],
-                    ),
-                ).fit()
-            janitor.finish()
-            if opened.left() > 0:
-                raise KeyboardInterrupt  # Tune returns as if nothing had happened
-        opened.close_abandoned()
-        return study.records(plan)
+    opened = Study(plan)
+    opened.close_abandoned()
+    left = opened.left()
+    if left > 0:
+        search, janitor = StudySearch(plan, opened), Janitor()
+        attempt = 1 + len(list((Path(plan.folder) / "tune").glob("*")))
+        with board:
+            ray.tune.Tuner(
+                ray.tune.with_resources(trials.run, _HEAD_ONLY),
+                tune_config=ray.tune.TuneConfig(
+                    search_alg=search,
+                    scheduler=EarlyStopping(search),
+                    num_samples=left,
+                    reuse_actors=False,
+                    max_concurrent_trials=plan.concurrent,
+                    trial_dirname_creator=_folder_of,
+                ),
+                run_config=ray.tune.RunConfig(
+                    name=f"attempt-{attempt}",
+                    storage_path=f"{plan.folder}/tune",
+                    verbose=0,
+                    failure_config=ray.tune.FailureConfig(max_failures=_RETRIES),
+                    callbacks=[Reporter(search, board), janitor],
+                ),
+            ).fit()
+        janitor.finish()
+        if opened.left() > 0:
+            raise KeyboardInterrupt  # Tune returns as if nothing had happened
+    opened.close_abandoned()
+    return study.records(plan)
 
 
 class Reporter(ray.tune.Callback):

@@ -30,6 +30,12 @@ def means():
 
 def nothing():
     return 3
+
+def needy(width):
+    return Means()
+
+def broken():
+    return {}["no such"]
 """
 
 
@@ -56,10 +62,10 @@ def own_module(tmp_path, monkeypatch):
         ({"teacher.network.name": "resnet18.no_such_tag"}, "timm has no weights 'no_such_tag' of resnet18"),
         (
             {"student.name": "mobilenetv3_small_100", "student.width": 0.5},
-            "width is for ResNets; mobilenetv3_small_100 has no scalable width, got 0.5",
+            "student: width is for ResNets; mobilenetv3_small_100 has no scalable width, got 0.5",
         ),
         ({"student.pretrained": "true"}, "no pretrained weights for width 0.0625; set width to 1 or pretrained to"),
-        ({"teacher.network.pretrained": "true"}, "no pretrained weights for width 0.0625"),
+        ({"teacher.network.pretrained": "true"}, "teacher.network: there are no pretrained weights for width 0.0625"),
         ({"student.weights": "/no/such.pth"}, "weights: there is no file /no/such.pth"),
         ({"student.name": "no_such_package:net"}, "no_such_package cannot be imported"),
         ({"student.name": "os.path:join"}, "os.path is of Python's standard library, which holds no network"),
@@ -71,7 +77,7 @@ def test_a_network_that_cannot_be_built_is_refused(empty, data, changes, message
     assert not list((empty / "teachers").glob("*"))
 
 
-def test_a_network_of_ones_own_that_gives_no_features_is_refused(empty, data, own_module):
+def test_a_network_of_ones_own_that_gives_no_features_is_refused(empty, data, own_module, tmp_path):
     changes = {"student.width": 1.0, "student.pixels": "imagenet"}
     flat = {"student.name": f"{own_module('own_flat', '.sum()')}:means"}
     assert "own_flat:means" in error(train.main, "fitnet", *data, *settings("fitnet", **changes, **flat))
@@ -79,14 +85,21 @@ def test_a_network_of_ones_own_that_gives_no_features_is_refused(empty, data, ow
     assert "own_flat:nothing returns a int; expected a torch module" in error(
         train.main, "fitnet", *data, *settings("fitnet", **changes, **number)
     )
+    for function, words in (("needy", "TypeError: needy() missing 1 required"), ("broken", "KeyError: 'no such'")):
+        own = {"student.name": f"own_flat:{function}"}
+        line = error(train.main, "fitnet", *data, *settings("fitnet", **changes, **own))
+        assert f"student: own_flat:{function} cannot be called: {words}" in line
     missing = {"student.name": "own_flat:mean"}
     assert "own_flat has no function 'mean'; did you mean means" in error(
         train.main, "fitnet", *data, *settings("fitnet", **changes, **missing)
     )
+    (tmp_path / "own_wrong.py").write_text("import math\nmath.nothing\n")
+    line = error(train.main, "fitnet", *data, *settings("fitnet", **changes, **{"student.name": "own_wrong:net"}))
+    assert "own_wrong cannot be imported: AttributeError: module 'math' has no attribute 'nothing'" in line
     assert nothing_written(empty)
 
 
-def test_weights_of_another_network_say_how_many_tensors_fit(data, trained, tmp_path):
+def test_weights_of_another_network_say_how_many_tensors_fit_before_a_teacher_is_trained(empty, data, tmp_path):
     from models.embedder import Embedder, EmbedderConfig
 
     other = Embedder(EmbedderConfig(backbone="resnet34", width=0.0625, embedding_dim=8, image_size=(16, 16)))
@@ -100,7 +113,18 @@ def test_weights_of_another_network_say_how_many_tensors_fit(data, trained, tmp_
     }.items():
         changes = {"student.weights": tmp_path / file, "student.width": 0.125, "train.epochs": 1}
         line = error(train.main, "supervised", *data, *settings("supervised", **changes))
-        assert message in line and file in line
+        assert message in line and file in line and "student: " in line
+    changes = {"teacher.network.weights": tmp_path / "nothing.pth"}
+    line = error(train.main, "d3still", *data, *settings("d3still", **changes))
+    assert "teacher.network: " in line and "nothing.pth holds another network" in line
+    assert nothing_written(empty)
+
+
+@pytest.mark.parametrize("field", ["teacher.identities_per_batch", "labelled.identities_per_batch"])
+def test_a_batch_of_more_identities_than_there_are_names_the_field(empty, data, field):
+    line = error(train.main, "d3still", *data, *settings("d3still", **{field: 17, "mode": "repo"}))
+    assert f"{field} (17) is more than the 16 identities of the training set; lower it" in line
+    assert not list(empty.glob("teachers/*")) and not list(empty.glob("cache/*"))
 
 
 def test_a_teacher_file_of_another_network_is_refused(data, trained, teachers):

@@ -8,6 +8,7 @@ from command.typed import error
 
 from orchestrator import find, sweep
 from orchestrator.launch import plan as plans
+from orchestrator.launch import preparing
 from orchestrator.launch.runner import driving
 from orchestrator.launch.study import Study
 from orchestrator.recipe import flat
@@ -39,8 +40,10 @@ def test_suggestions_do_not_depend_on_when_a_sweep_was_interrupted(tmp_path):
     assert len({tuple(point.items()) for _, point in whole}) == 9
 
 
-def test_one_driver_at_a_time(swept):
+def test_one_driver_at_a_time(swept, monkeypatch):
+    """And it alone prepares."""
     plan = plans.latest("d3still_alpha")
+    monkeypatch.setattr(preparing, "prepared", lambda *arguments: pytest.fail("prepared beside another driver"))
     with driving(plan):
         line = error(sweep.main, "d3still_alpha", "--on", "folder", "--resume", "--in-process")
     assert "the sweep d3still_alpha-folder-1 is being run by process" in line

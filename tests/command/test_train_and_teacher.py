@@ -1,9 +1,10 @@
 """``train`` and ``teacher``: single runs that finish, fail, are interrupted; a teacher that is trained once."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-from command.typed import call, error, settings
+from command.typed import call, error, settings, storage_at
 
 from orchestrator import teacher, tracking, train
 from orchestrator.launch import plan as plans
@@ -69,6 +70,39 @@ def test_a_teacher_is_trained_once_and_found_again(data, trained, storage):
     # Another method under the same teacher, and how fast it runs, make no other one.
     other = settings("fitnet", **{"run.loader_workers": 1, "train.rate": 0.01})
     assert call(teacher.main, "fitnet", *data, *other).output.splitlines()[-1] == trained.splitlines()[-1]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "other bits", "no classifier", "no weights", "no description"])
+def test_a_damaged_teacher_is_fetched_from_its_run(data, trained, storage, tmp_path, damage):
+    copy = Path(shutil.copytree(storage, tmp_path / "runs"))
+    path = copy / Path(trained.splitlines()[-1].removeprefix("teacher: ")).relative_to(storage)
+    files = {file: file.read_bytes() for file in path.parent.glob("teacher*")}
+    assert len(files) == 3
+    if damage == "cut off":
+        path.write_bytes(files[path][:-100])
+    elif damage == "other bits":
+        path.write_bytes(files[path][:-1] + bytes([files[path][-1] ^ 1]))
+    else:
+        suffix = {"no classifier": ".classifier.safetensors", "no weights": ".safetensors", "no description": ".json"}
+        path.with_suffix(suffix[damage]).unlink()
+    with storage_at(copy):
+        shown = call(teacher.main, "d3still", *data, *settings("d3still")).output
+    assert "trained now" not in shown and "started:" not in shown
+    assert damage == "no description" or "fetched again from its MLflow run" in shown
+    assert all(file.read_bytes() == content for file, content in files.items())
+
+
+def test_a_damaged_teacher_whose_run_is_gone_is_trained_anew(data, trained, storage, tmp_path):
+    copy = Path(shutil.copytree(storage, tmp_path / "runs"))
+    path = copy / Path(trained.splitlines()[-1].removeprefix("teacher: ")).relative_to(storage)
+    weights = path.read_bytes()
+    path.write_bytes(b"")
+    for student in copy.rglob("student.safetensors"):
+        student.unlink()
+    with storage_at(copy):
+        shown = call(teacher.main, "d3still", *data, *settings("d3still")).output
+    assert "is damaged:" in shown and "cannot be fetched" in shown and "trained now" in shown
+    assert path.read_bytes() == weights, "the same recipe on the same data"
 
 
 def test_a_recipe_that_trains_no_teacher(empty, data, teachers):

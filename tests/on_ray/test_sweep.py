@@ -51,7 +51,7 @@ def assert_all_given_back(seconds: float = 10.0) -> None:
 
 @pytest.mark.ray
 def test_every_way_a_trial_can_end(local_ray, tiny_place, tiny_recipe):
-    """Completed on two workers, failed, not finite; stopped early."""
+    """Completed on two workers, failed, not finite."""
     cells = {"good": {}, "broken": {"views": "recorded"}, "explodes": {"train.rate": 1e30}}
     space = SearchSpace(method="d3still", question="How can a trial end?", cells=cells, early_stopping=False)
     recipe = tiny_recipe(**{"train.epochs": 2})
@@ -65,7 +65,6 @@ def test_every_way_a_trial_can_end(local_ray, tiny_place, tiny_recipe):
     assert "images: train/" in ends["explodes"].message
     assert_all_given_back()
     _check_runs(plan, ends, recipe)
-    _stopped_early(local_ray, tiny_place, tiny_recipe)
 
 
 def _check_runs(plan: Plan, ends: dict, recipe) -> None:
@@ -89,6 +88,11 @@ def _check_runs(plan: Plan, ends: dict, recipe) -> None:
     assert tracking.student_file(plan.tracking_uri, good.info.run_id).exists()
     with pytest.raises(ValueError, match="has no student"):
         tracking.student_file(plan.tracking_uri, broken.info.run_id)
+
+
+@pytest.mark.slow
+def test_a_weak_trial_is_stopped_early(local_ray, tiny_place, tiny_recipe):
+    _stopped_early(local_ray, tiny_place, tiny_recipe)
 
 
 def _stopped_early(runner: on_ray.OnRay, place, tiny_recipe) -> tuple[Plan, list]:

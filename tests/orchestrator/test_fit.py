@@ -396,15 +396,16 @@ def test_a_checkpoint_every_so_many_epochs_and_after_the_last(every, epochs, exp
 
 
 def test_a_checkpoint_when_a_kill_would_cost_more_than_five_minutes(monkeypatch):
-    now = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    now, seconds = [0.0], [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0] + time.perf_counter())
     monkeypatch.setattr(fit, "time", clock)
 
     def slow(epoch):
-        now[0] += 120.0
+        now[0] += seconds[0]
         return batches(epoch)
 
-    assert sorted(run(toy(epochs=8, batches=slow, checkpoint_every=0))[2]) == [3, 6, 8]
+    for seconds[0], expected in ((120.0, [2, 4, 6, 8]), (200.0, list(range(1, 9))), (400.0, list(range(1, 9)))):
+        assert sorted(run(toy(epochs=8, batches=slow, checkpoint_every=0))[2]) == expected
     assert sorted(run(toy(epochs=3, checkpoint_every=0))[2]) == [3], "seconds alone are no reason"
 
 

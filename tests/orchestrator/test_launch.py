@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -148,7 +149,7 @@ def test_a_teacher_of_03_is_found_by_the_name_it_had(old):
 
 
 def test_a_plan_of_02_had_one_method(old):
-    folder = old("v030_teacher")
+    folder = old("v030_teacher", "teacher-cef3e3a6-demo-1")
     data = json.loads((folder / "plan.json").read_text())
     ((data["method"], data["recipe"]),) = data.pop("recipes").items()
     (folder / "plan.json").write_text(json.dumps(data))
@@ -179,6 +180,10 @@ def test_every_space_survives_its_plan(name):
     [
         (json.dumps({"format": plans.FORMAT + 1}), r"is of format 3, this version reads up to 2; update it to go on"),
         ('{"folder": "/x', r"plan.json cannot be read: "),
+        ("[]", r"plan.json cannot be read: 'list' object has no attribute"),
+        ('{"format": null}', r"plan.json cannot be read: "),
+        ('{"format": 2}', r"plan.json cannot be read: KeyError\('method'\)|plan.json cannot be read: 'method'"),
+        ('{"format": 2, "recipes": {}, "colour": 1}', r"plan.json cannot be read: .*colour"),
     ],
 )
 def test_a_plan_that_cannot_be_read_says_why(storage, text, message):
@@ -199,6 +204,31 @@ def test_a_storage_that_was_moved_is_found_again(planned, storage, tmp_path):
     assert moved.tracking_uri == f"sqlite:///{tmp_path}/elsewhere/mlflow.db" and moved.key == plan.key
     server = dataclasses.replace(moved, tracking_uri="http://server:5000")
     assert plans._moved(server, tmp_path / "third" / "sweeps" / plan.sweep).tracking_uri == "http://server:5000"
+
+
+def test_a_renamed_folder_is_not_taken_for_the_original(planned, storage, tmp_path):
+    """A copied storage with a renamed sweep in it: what is done there must not be done to the original."""
+    plan = planned()
+    shutil.copytree(storage, tmp_path / "copy")
+    renamed = (tmp_path / "copy" / "sweeps" / plan.sweep).rename(tmp_path / "copy" / "sweeps" / "mine-demo-7")
+    with pytest.raises(ValueError, match=rf"it is the plan of {plan.sweep}; give the folder that name again"):
+        plans.read(renamed)
+
+
+def test_a_damaged_plan_does_not_block_its_neighbours(planned):
+    first, second, third = planned(), planned(), planned(name="other")
+    damaged = Path(first.folder, "plan.json")
+    stat = damaged.stat()
+    damaged.write_text("{")
+    Path(second.folder, "plan.json").touch()
+    plans.save(second)
+    with pytest.warns(UserWarning, match=rf"{first.sweep}/plan.json cannot be read: .*; left out"):
+        assert [plan.sweep for plan in plans.stored("mine")] == [second.sweep]
+    assert plans.latest("mine", "demo").key == second.key and plans.latest("other").key == third.key
+    Path(second.folder, "plan.json").write_text("{")
+    with pytest.raises(ValueError, match=f"{second.sweep}/plan.json cannot be read"):
+        plans.latest("mine", "demo")
+    assert stat.st_size > 1
 
 
 def test_the_newest_sweep_of_a_name_and_benchmark_is_the_latest(planned):
@@ -360,6 +390,48 @@ def test_a_holder_of_this_host_that_has_ended_is_no_obstacle(lease):
         with held(lease):
             assert leases.read(lease).pid == os.getpid() and not leases.read(lease).is_gone
     assert list(lease.parent.iterdir()) == []
+
+
+def test_a_process_that_has_ended_unburied_is_gone(lease):
+    """A zombie has a process number, but nobody works there any more."""
+    unburied = subprocess.Popen([sys.executable, "-c", ""])
+    began = leases._began(unburied.pid)
+    assert began not in ("", "alive")
+    deadline = time.monotonic() + 10
+    while leases._began(unburied.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert Path(f"/proc/{unburied.pid}").exists(), "it was not waited for"
+    assert dataclasses.replace(Holder.here(), pid=unburied.pid, began=began).is_gone
+    unburied.wait()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "7",
+        '{"host": 1, "pid": 2, "began": "3", "since": 4}',
+        '{"host": "a", "pid": "x", "began": "", "since": 0}',
+        '{"host": "a", "pid": 1, "began": "", "since": "then"}',
+        '{"host": "a", "pid": 1, "began": "", "since": 1e300}',
+    ],
+)
+def test_a_file_that_is_no_lease_is_named(lease, text):
+    lease.parent.mkdir(parents=True)
+    lease.write_text(text)
+    with pytest.raises(Taken, match=r"teacher.lease cannot be read; if nobody is at work on it, remove it"):
+        with held(lease, waiting=lambda holder: None):
+            raise AssertionError("nobody knows who holds it")
+    assert lease.read_text() == text
+
+
+def test_a_lease_that_was_broken_and_taken_anew_is_left_to_its_new_holder(lease):
+    other = Holder("another-host", 77, "1", time.time())
+    with held(lease):
+        lease.unlink()
+        write(lease, other)
+    assert leases.read(lease) == other
 
 
 def test_a_silent_holder_on_another_host_is_reported_with_the_remedy(lease):
@@ -540,6 +612,38 @@ def test_a_driver_that_was_killed_is_followed_by_one_that_goes_on(planned, monke
     ]  # fmt: skip
     assert [r.number for r in study.ranked(rows)] == [4, 0, 2, 1, 3]
     assert rows[1].point == second[1] and rows[0].point == first[1] and rows[2].value == 0.2
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 4])
+def test_a_kill_in_the_middle_of_a_new_point_leaves_a_whole_one(planned, monkeypatch, killed_at):
+    """A study writes the parameters of a trial one by one; the next driver completes what is there."""
+    monkeypatch.setattr(study.tracking, "runs_of", lambda uri, tag: [])
+    bounds = {"weight": Float(0.1, 10.0, log=True), "train.rate": Float(1e-4, 0.1), "train.momentum": Float(0.1, 0.9)}
+    space = SearchSpace(method="fitnet", question="?", tune=bounds, trials=2)
+
+    def points(plan: plans.Plan, kill: int | None = None) -> list[dict]:
+        left = iter([0] * kill if kill is not None else ())
+        database = type(Study(plan).optuna._storage)
+        whole = database.set_trial_param
+
+        def until(*arguments):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            whole(*arguments)
+
+        if kill is not None:
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(database, "set_trial_param", until)
+                search = Study(plan)
+                for _ in range(2):
+                    search.next()
+            assert all(len(record.point) == 3 for record in study.records(plan)), "as it will be"
+        search = Study(plan)
+        return [search.next(), search.next(), search.next()]
+
+    expected = points(planned(space))
+    assert expected[2] is None and len(expected[0][1]) == len(expected[1][1]) == 3
+    assert points(planned(space), killed_at) == expected
 
 
 def test_what_is_below_the_median_stops_but_never_what_the_paper_asks_for(planned):

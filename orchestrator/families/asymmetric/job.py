@@ -69,12 +69,17 @@ class AsymmetricMethod(Method):
         found["references"] = Need(
             "references", made_from, searched, self._how(recipe), "the teacher's own score", network=True
         )
+        if is_supervised(recipe):
+            asked = recipe.labelled.identities_per_batch
+            data.check_identities("labelled.identities_per_batch", asked, sides["train"])
         found["train"] = sides["train"]
         found |= _named("train pixels", pixels(sides["train"], student))
         return found | self._target_needs(recipe, found, sides["train"])
 
     def _teacher_needs(self, recipe: AsymmetricRecipe, train: Need) -> dict[str, Need]:
         config = _teacher_config(recipe)
+        if not recipe.teacher.weights:
+            data.check_identities("teacher.identities_per_batch", recipe.teacher.identities_per_batch, train)
         teacher = teacher_need(recipe.teacher, "supervised", *_teacher_training(recipe), config, train)
         found = {"teacher": teacher}
         if self.distillation.teacher_classifier:

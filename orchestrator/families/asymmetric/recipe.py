@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from torch import Tensor, nn
 
-from models.embedder import Embedder, check_buildable
+from models.embedder import Embedder
 from orchestrator.families.asymmetric.benchmarks import BENCHMARKS
 from orchestrator.families.retrieval import recipe as retrieval
 from orchestrator.families.retrieval.recipe import EmbedderRecipe, RetrievalNetwork, RetrievalTeacher
@@ -71,8 +71,7 @@ def check(method: Distillation, recipe: AsymmetricRecipe, workers: int = 1) -> N
         raise ValueError(
             "nothing to train on: every loss weight is 0, or only the triplet, which never reaches the neck"
         )
-    teacher = recipe.teacher.network
-    check_buildable(retrieval.embedder_config(teacher, recipe.embedding_dim), teacher.pretrained, teacher.weights)
+    retrieval.check_network("teacher.network", recipe.teacher.network, recipe.embedding_dim)
     retrieval.check(recipe, workers if recipe.mode == "repo" else 1)
     if recipe.batch_size % workers:
         raise ValueError(f"a batch of {recipe.batch_size} images cannot be shared evenly by {workers} workers")

@@ -63,8 +63,15 @@ def _index_need(data: Data, found: RetrievalData, side: str, images: ImageSet, r
             "rule": rule,
         },
         title=f"index of {images.name} ({len(images):,} images)",
-        how={"images": len(images)},
+        how={"images": len(images), "identities": images.num_identities},
     )
+
+
+def check_identities(field: str, asked: int, train: Need) -> None:
+    """Raises ValueError where a batch would hold more identities than the training set has."""
+    known = train.how["identities"]
+    if asked > known:
+        raise ValueError(f"{field} ({asked}) is more than the {known} identities of the training set; lower it")
 
 
 def _stamp_and_listing(images: ImageSet) -> tuple[str, str]:
@@ -98,7 +105,7 @@ def make_index(need: Need, where: Where, progress: Report) -> Ready:
             "cameras": indexed.camera is not None,
             **asked["rule"],
         },
-        "protocol": found.protocol,
+        "protocol": found.protocol + (" (before unreadable images were left out)" if data.skip_unreadable else ""),
         "notice": found.notice,
         f"{asked['side']}_fingerprint": indexed.fingerprint,
     }

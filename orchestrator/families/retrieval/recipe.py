@@ -103,10 +103,17 @@ def check_labelled(labelled: int, what: str, workers: int) -> None:
         raise ValueError(f"a batch of {what} = {labelled} images cannot be shared evenly by {workers} workers")
 
 
+def check_network(whose: str, network: RetrievalNetwork, embedding_dim: int) -> None:
+    """Raises ValueError, which says whose, when a network cannot be built or not start as asked."""
+    try:
+        check_buildable(embedder_config(network, embedding_dim), network.pretrained, network.weights)
+    except ValueError as error:
+        raise ValueError(f"{whose}: {error}") from error
+
+
 def check(recipe: EmbedderRecipe, workers: int = 1) -> None:
     """Raises ValueError for values that are allowed alone but not together."""
-    student = recipe.student
-    check_buildable(embedder_config(student, recipe.embedding_dim), student.pretrained, student.weights)
+    check_network("student", recipe.student, recipe.embedding_dim)
     check_labelled(recipe.labelled.images, "identities_per_batch × images_per_identity", workers)
     train = recipe.train
     if train.constant_epochs < train.warmup_epochs:

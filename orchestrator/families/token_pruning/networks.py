@@ -1,8 +1,8 @@
 """Student and teacher of a recipe, and how the teacher is trained."""
 
+import warnings
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from models.backbone import check_backbone, statistics
 from models.network import PIXELS
 from models.token_pruning import PrunedViT, PrunedViTConfig
+from models.weights import stamp_of
 from orchestrator import find
 from orchestrator.families.retrieval.recipe import check_labelled
 from orchestrator.families.token_pruning.recipe import PruningRecipe, Transformer
@@ -124,21 +125,28 @@ def teacher_training(recipe: PruningRecipe) -> tuple[str, Any]:
 
 def check_networks(recipe: PruningRecipe) -> None:
     """Raises ValueError when a network cannot be built, or not start from the weights it is told to start from."""
+    asked: dict[str, tuple[Transformer, PrunedViTConfig, bool]] = {}
     check_backbone(recipe.student.name)
-    _check_start(recipe.student, "student", recipe)
+    asked["student"] = recipe.student, student_config(recipe), True
     if recipe.npkd:
         check_backbone(recipe.teacher.network.name)
-        if not recipe.teacher.weights:
-            _check_start(recipe.teacher.network, "teacher.network", recipe)
-    for network in [student_config(recipe), *([teacher_config(recipe)] if recipe.npkd else [])]:
-        _check_buildable(network)
+        asked["teacher.network"] = recipe.teacher.network, teacher_config(recipe), not recipe.teacher.weights
+    for whose, (network, config, starts) in asked.items():
+        if starts:
+            _check_start(network, whose, recipe)
+        file = network.weights if starts else ""
+        try:
+            _build(config, file, stamp_of(file) if file else None, recipe.patches.pos_resize)
+        except ValueError as error:
+            raise ValueError(f"{whose}: {error}") from error
 
 
 @lru_cache(maxsize=64)  # every row of a table asks for the same few networks
-def _check_buildable(config: PrunedViTConfig) -> None:
-    """The network's own checks: stages, image size, heads; no memory, no weights."""
-    with torch.device("meta"):
-        PrunedViT(config)
+def _build(config: PrunedViTConfig, weights: str, stamp: tuple[int, int] | None, resize: Any) -> None:
+    """The network's own checks, of stages, image size, heads and the file it starts from; it takes no memory."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a meta tensor takes no weights
+        PrunedViT(config, weights=weights, resize=resize)
 
 
 def check_batch(recipe: PruningRecipe, workers: int) -> None:
@@ -150,8 +158,6 @@ def check_batch(recipe: PruningRecipe, workers: int) -> None:
 
 
 def _check_start(network: Transformer, whose: str, recipe: PruningRecipe) -> None:
-    if network.weights and not Path(network.weights).is_file():
-        raise ValueError(f"{whose}.weights: there is no file {network.weights}")
     changed = (network.width, network.heads, recipe.patches.patch_size, recipe.patches.depth)
     if network.pretrained and not network.weights and any(changed):
         raise ValueError(
