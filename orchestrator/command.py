@@ -148,8 +148,9 @@ def settings_after_training(method: str, recipe: Any, pairs: list[str]) -> tuple
     Raises:
         ValueError: a field that the training has fixed or that does nothing, or a value out of range.
     """
-    other = changed(recipe, parse_settings(pairs))
-    settings = {path: value_of(other, path) for path in (path_of(recipe, name) for name in parse_settings(pairs))}
+    given = parse_settings(pairs)
+    other = changed(recipe, given)
+    settings = {path: value_of(other, path) for path in (path_of(recipe, name) for name in given)}
     free = find.method(method).after_training(other)
     fixed = sorted(set(settings) - free)
     if fixed:

@@ -162,36 +162,34 @@ class Preparation:
         folders = [Path(self.place.folder("teachers", name)) for name in names if name is not None]
         with leases.held(f"{folders[0]}.lease", self._waiting(need), need.title or need.kind):
             stored = [folder for folder in folders if (folder / "teacher.json").exists()]
-            found = (self._stored_teacher(need, folder) for folder in stored)
-            ready = next(filter(None, found), None)
-            if ready is None:
-                self._train_now(need, key, folders[0], anew=bool(stored))
-                ready = _teacher(need, folders[0], self.place)
+            if not stored:
+                self._train_now(need, key, folders[0])
+            ready = self._stored_teacher(need, (stored or folders)[0])
             enter(self.place, ready)
         return ready
 
-    def _stored_teacher(self, need: Need, folder: Path) -> Ready | None:
-        """A teacher that was trained before; a damaged one is fetched from its MLflow run, None where that fails."""
+    def _stored_teacher(self, need: Need, folder: Path) -> Ready:
+        """A teacher that was trained before; a damaged one is fetched again from its MLflow run."""
         try:
             return _teacher(need, folder, self.place)
-        except (ValueError, OSError) as damage:
-            self.bar.line(f"the {need.title} is damaged: {damage}")
+        except (ValueError, OSError) as error:
+            damage = f"the {need.title} is damaged: {error}"
         try:
             facts = checkpoint.facts_of(folder / "teacher.safetensors")
             run_id = facts.get("run_id", "")
             checkpoint.copy_model(tracking.student_file(self.plan.tracking_uri, run_id), folder, "teacher", facts)
             found = _teacher(need, folder, self.place)
         except (ValueError, OSError) as error:
-            self.bar.line(f"  it cannot be fetched from its MLflow run: {error}")
-            return None
-        self.bar.line(f"  fetched again from its MLflow run {run_id}")
+            raise ValueError(
+                f"{damage}; it cannot be fetched from its MLflow run ({error}); remove {folder} to train it anew"
+            ) from error
+        self.bar.line(f"{damage}; fetched again from its MLflow run {run_id}")
         return found
 
-    def _train_now(self, need: Need, key: str, folder: Path, anew: bool) -> None:
-        """Trains a teacher; not ``anew`` goes on with what a killed training left, and takes what one had finished."""
+    def _train_now(self, need: Need, key: str, folder: Path) -> None:
         if not self.trains:
             raise ValueError(f"the {need.title} is not in {self.place.storage} any more, and scoring trains nothing")
-        plan = None if anew else self._unfinished(key)
+        plan = self._unfinished(key)
         if plan is None:
             method, benchmark, values = need.trial
             recipe = recipe_from(find.recipe(method, benchmark), values)
@@ -253,13 +251,9 @@ def look_up(place: Place, key: str, verify: bool = False) -> Ready | None:
             if verify:
                 warnings.warn(f"{damage}; building it again", stacklevel=2)
             return None
-    if verify:
-        for name, known in ready.told.get("files", {}).items():
-            file = path.with_name(name)
-            if not file.is_file() or cache.file_hash(file) != known:
-                warnings.warn(f"{file} is not what was stored there; it is looked for anew", stacklevel=2)
-                return None
-    return ready
+    files = ready.told.get("files", {}) if verify else {}  # of a teacher; who finds it anew says what is wrong
+    whole = all(path.with_name(n).is_file() and cache.file_hash(path.with_name(n)) == sha for n, sha in files.items())
+    return ready if whole else None
 
 
 def _entered(place: Place, key: str) -> Ready | None:

@@ -16,6 +16,7 @@ SPACES = {
         **ALPHA, question="Does it go on?", start=({"alpha": 100.0}, {"alpha": 50.0}), early_stopping=False
     ),
     "fingerprints": SearchSpace(**ALPHA, question="Is it what it was?", start=({"alpha": 100.0},)),
+    "given": SearchSpace(**ALPHA, question="Is it the same teacher?", start=({"alpha": 100.0},)),
     "rates": SearchSpace(
         method="d3still", question="Who is stopped?", tune={"train.rate": Float(1e-4, 0.05)},
         start=({"train.rate": 0.05},),

@@ -1,6 +1,7 @@
 """``sweep``: what it lists and plans, how trials end, and how it is resumed."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -207,9 +208,21 @@ def test_what_was_given_again_unchanged_is_no_change(data, swept):
     assert "started:" not in shown and "2 completed" in shown
 
 
-@pytest.mark.filterwarnings("ignore:.* is not what was stored there")
-def test_other_data_or_another_teacher_are_refused_when_a_sweep_is_resumed(data, root, trained, storage):
-    """The line names what has changed; where it is as it was, the sweep goes on."""
+def test_another_teacher_is_refused_when_a_sweep_is_resumed(data, trained, tmp_path):
+    teacher = Path(trained.splitlines()[-1].removeprefix("teacher: "))
+    given = shutil.copytree(teacher.parent, tmp_path / "mine") / teacher.name
+    arguments = settings("d3still", **{"train.epochs": 1, "teacher.weights": given})
+    call(sweep.main, "given", *data, "--trials", 1, *arguments)
+    resume = ["given", "--on", "folder", "--resume", "--in-process", "--trials", 2]
+    with replaced(given, given.read_bytes()[:-4] + b"\0\0\0\0"):
+        assert "the teacher is not the one of the record" in error(sweep.main, *resume)
+    assert ends("given") == [("completed", 1)]
+    call(sweep.main, *resume)
+    assert ends("given") == [("completed", 1)] * 2
+
+
+def test_other_data_are_refused_when_a_sweep_is_resumed(data, root, trained, storage):
+    """The line names what has changed; where it is as it was, the sweep goes on; a damaged teacher is mended."""
     arguments = settings("d3still", **{"train.epochs": 1})
     call(sweep.main, "fingerprints", *data, "--trials", 1, *arguments)
     resume = ["fingerprints", "--on", "folder", "--resume", "--in-process", "--trials", 2]
@@ -220,10 +233,10 @@ def test_other_data_or_another_teacher_are_refused_when_a_sweep_is_resumed(data,
     teacher_folders = list((storage / "teachers").glob("[!.]*"))
     (teacher,) = (storage / "teachers").glob("*/teacher.safetensors")
     weights = teacher.read_bytes()
-    with replaced(teacher, weights[:-4] + b"\0\0\0\0"):
-        assert "the teacher is not the one of the record" in error(sweep.main, *resume)
     assert ends("fingerprints") == [("completed", 1)]
+    teacher.write_bytes(weights[:-4] + b"\0\0\0\0")
     shown = call(sweep.main, *resume).output
+    assert "fetched again from its MLflow run" in shown and teacher.read_bytes() == weights
     assert ends("fingerprints") == [("completed", 1)] * 2 and "trained now" not in shown
     assert list((storage / "teachers").glob("[!.]*")) == teacher_folders  # nor was one on the other data
 

@@ -92,7 +92,7 @@ def test_a_damaged_teacher_is_fetched_from_its_run(data, trained, storage, tmp_p
     assert all(file.read_bytes() == content for file, content in files.items())
 
 
-def test_a_damaged_teacher_whose_run_is_gone_is_trained_anew(data, trained, storage, tmp_path):
+def test_a_damaged_teacher_whose_run_is_gone_is_an_error_with_a_remedy(data, trained, storage, tmp_path):
     copy = Path(shutil.copytree(storage, tmp_path / "runs"))
     path = copy / Path(trained.splitlines()[-1].removeprefix("teacher: ")).relative_to(storage)
     weights = path.read_bytes()
@@ -100,8 +100,11 @@ def test_a_damaged_teacher_whose_run_is_gone_is_trained_anew(data, trained, stor
     for student in copy.rglob("student.safetensors"):
         student.unlink()
     with storage_at(copy):
-        shown = call(teacher.main, "d3still", *data, *settings("d3still")).output
-    assert "is damaged:" in shown and "cannot be fetched" in shown and "trained now" in shown
+        line = error(teacher.main, "d3still", *data, *settings("d3still"))
+        assert "is damaged:" in line and "cannot be fetched" in line
+        assert line.endswith(f"remove {path.parent} to train it anew")
+        shutil.rmtree(path.parent)
+        assert "trained now" in call(teacher.main, "d3still", *data, *settings("d3still")).output
     assert path.read_bytes() == weights, "the same recipe on the same data"
 
 
