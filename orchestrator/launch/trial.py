@@ -103,8 +103,8 @@ def work(
     prepared = Prepared.of(place, job["prepared"])
     experiment = method.experiment(recipe, prepared, where)
     log = tracking.EpochLog(job["tracking_uri"], job["run_id"]) if rank == 0 else None
-    if log is not None:  # MLflow takes seconds to import; the first epoch does not need it
-        threading.Thread(target=tracking.warm, daemon=True).start()
+    if log is not None:
+        threading.Thread(target=_warm, daemon=True).start()
 
     def on_epoch(epoch: int, metrics: dict[str, float], state: Callable[[], State] | None) -> None:
         if log is not None:
@@ -118,6 +118,13 @@ def work(
     if rank == 0:
         _log_result(job, method, recipe, prepared, experiment.task.student, evaluation, history[-1], where)
     return {"epoch": len(history), **history[-1]}
+
+
+def _warm() -> None:
+    """Imports while the first epoch trains what only its end and the trial's need: MLflow and matplotlib, seconds."""
+    from orchestrator import figures, tracking  # noqa: F401
+
+    tracking.warm()
 
 
 def _log_result(

@@ -33,10 +33,10 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from orchestrator.on_ray.internals import DataParallelTrainer, Rendezvous
+    from orchestrator.on_ray.internals import Rendezvous, Trainer
 
     resources = {"CPU": 1, "GPU": job["gpus_per_worker"]} if job["gpus_per_worker"] else {"CPU": job["threads"]}
-    trainer = DataParallelTrainer(
+    trainer = Trainer(
         worker,
         train_loop_config=job,
         backend_config=Rendezvous(),
