@@ -76,9 +76,7 @@ def logit_distillation(
         other_RC = torch.arange(classes - 1, device=label_R.device).expand(rows, -1)
         other_RC = other_RC + (other_RC >= label_R[:, None])  # the columns that are not the label's
         of_label = _divergence(_binary(student_RC, label_R, other_RC), _binary(teacher_RC, label_R, other_RC))
-        of_others = _divergence(
-            student_RC.gather(1, other_RC).log_softmax(1), teacher_RC.gather(1, other_RC).log_softmax(1)
-        )
+        of_others = _divergence(*(x.gather(1, other_RC).log_softmax(1) for x in (student_RC, teacher_RC)))
         return temperature**2 * (alpha * of_label + beta * of_others) / max(rows, 1)
 
 
@@ -189,8 +187,7 @@ def distinct_people(
             )
         kept.append(start + _suppressed(box_n4.detach().cpu(), label_n.cpu(), score_n.detach().cpu(), iou))
         start += len(label_n)
-    device = boxes[0].device if len(boxes) else None
-    return torch.cat(kept).to(device)
+    return torch.cat(kept).to(boxes[0].device if len(boxes) else None)
 
 
 def _suppressed(box_n4: Tensor, label_n: Tensor, score_n: Tensor, iou: float) -> Tensor:
