@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator import tracking
-from orchestrator.launch import plan as plans
 from orchestrator.launch import leases, study
+from orchestrator.launch import plan as plans
 
 pytestmark = [pytest.mark.slow, pytest.mark.night]
 ROOT = Path(__file__).parents[2]
