@@ -20,7 +20,7 @@ from scipy.io import loadmat
 
 from losses.oim import UNLABELLED
 from orchestrator.datasets import layout
-from orchestrator.datasets.scenes import Gallery, Queries, SceneSet, SearchData, scene_set
+from orchestrator.datasets.scenes import Gallery, Queries, SceneSet, SearchData, check_test, scene_set
 
 SIZES = ("100", "50", "500", "1000", "2000", "4000")  # of the galleries; the first is the usual one
 _LAYOUT = "Image/SSM/*.jpg and annotation/*.mat"
@@ -28,8 +28,9 @@ _COUNTS = {"train": (11_206, 55_272, 5_532), "gallery": (6_978, 40_871, 2_900), 
 _TOLERANCE = 15  # boxes of the training frames; papers count 55,260
 
 
-def load(data_root: str) -> SearchData:
+def load(data_root: str, evaluate_on: str = "test") -> SearchData:
     """Raises FileNotFoundError (what is missing where) and ValueError (counts, or a file that is no annotation)."""
+    check_test("cuhk_sysu", evaluate_on)
     root = layout.inside(layout.data_folder("cuhk_sysu", data_root, _LAYOUT), "CUHK-SYSU")
     found = read(root)
     for side in ("train", "gallery"):

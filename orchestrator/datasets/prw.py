@@ -17,7 +17,16 @@ from scipy.io import loadmat
 
 from losses.oim import UNLABELLED
 from orchestrator.datasets import layout
-from orchestrator.datasets.scenes import AllBut, Gallery, Queries, SceneSet, SearchData, numbered, scene_set
+from orchestrator.datasets.scenes import (
+    AllBut,
+    Gallery,
+    Queries,
+    SceneSet,
+    SearchData,
+    check_test,
+    numbered,
+    scene_set,
+)
 
 NO_IDENTITY = 932  # of the training frames
 _LAYOUT = "frames/*.jpg, annotations/*.mat, frame_train.mat, frame_test.mat and query_info.txt"
@@ -25,8 +34,9 @@ _COUNTS = {"train": (5_704, 18_048, 482), "gallery": (6_112, 25_062, 544), "quer
 _FIELDS = ("box_new", "anno_file", "anno_previous")
 
 
-def load(data_root: str) -> SearchData:
+def load(data_root: str, evaluate_on: str = "test") -> SearchData:
     """Raises FileNotFoundError (what is missing where) and ValueError (counts, or a file that is no annotation)."""
+    check_test("prw", evaluate_on)
     found = read(layout.inside(layout.data_folder("prw", data_root, _LAYOUT), "PRW-v16.04.20"))
     for side in ("train", "gallery"):
         own: SceneSet = getattr(found, side)

@@ -138,6 +138,12 @@ def numbered(identity_N: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.array([number.get(int(identity), UNLABELLED) for identity in identity_N], np.int64)
 
 
+def check_test(name: str, evaluate_on: str) -> None:
+    """Raises ValueError for another part than the test one: the releases hold no training identities out."""
+    if evaluate_on != "test":
+        raise ValueError(f"{name} is scored on its test part, got data.part={evaluate_on}")
+
+
 def scene_set(
     name: str,
     root: Path,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,13 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from losses.oim import UNLABELLED
+from orchestrator import find
 from orchestrator.datasets import cuhk_sysu, prw
 from orchestrator.datasets.scenes import AllBut, SceneSet, SearchData
 from orchestrator.evaluation.person_search import evaluate_detection, evaluate_search
+from orchestrator.families.retrieval import data as retrieval_data
+from orchestrator.needs import Place
+from orchestrator.recipe import Data
 
 
 @pytest.fixture
@@ -140,6 +145,17 @@ def test_what_is_wrong_with_prw_is_one_line(prw_root, tmp_path):
         prw.read(prw_root)
     with pytest.raises(FileNotFoundError, match=r"no frame_train.mat"):
         prw.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["cuhk_sysu", "prw"])
+def test_scenes_are_no_data_of_a_retrieval_method(name, cuhk_root, prw_root, monkeypatch):
+    module, root = {"cuhk_sysu": (cuhk_sysu, cuhk_root), "prw": (prw, prw_root)}[name]
+    with pytest.raises(ValueError, match=rf"{name} is scored on its test part, got data.part=validation"):
+        module.load(str(root), "validation")
+    monkeypatch.setattr(module, "load", lambda data_root, part: module.read(Path(data_root)))
+    find.listed.cache_clear()
+    with pytest.raises(ValueError, match=rf"{name} holds no images of one object each"):
+        retrieval_data.listed(Data(name=name), Place(storage="", data_root=str(root)))
 
 
 def test_a_gallery_of_all_but_some():

@@ -33,6 +33,8 @@ def listed(data: Data, place: Place) -> RetrievalData:
     A fraction is taken by a fixed order, so that a smaller one is inside every larger one.
     """
     found = find.listed(data.name, place.data_root, data.part)
+    if not isinstance(found, RetrievalData):
+        raise ValueError(f"{data.name} holds no images of one object each, which this method needs")
     if data.fraction == 1.0:
         return found
     count = max(1, round(data.fraction * len(found.train)))
