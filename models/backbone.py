@@ -117,7 +117,8 @@ def own_function(name: str) -> Callable[..., nn.Module]:
     module = imported(module_name)
     found = getattr(module, function, None)
     if not callable(found):
-        raise ValueError(f"{module_name} has no function {function!r}" + near(function, vars(module)))
+        others = [name for name, value in vars(module).items() if callable(value)]
+        raise ValueError(f"{module_name} has no function {function!r}" + near(function, others))
     return found
 
 

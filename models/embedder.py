@@ -162,8 +162,9 @@ class Embedder(EmbeddingNetwork):
         self.backbone.eval()  # probing must not touch running statistics
         try:
             features = self._features(torch.zeros(1, 3, height, width))
-        except (AssertionError, RuntimeError) as error:
-            reason = (str(error) or repr(error)).splitlines()[0]
+        except Exception as error:  # of a network of the user's own whatever its forward raises
+            known = isinstance(error, AssertionError | RuntimeError) and str(error)
+            reason = (str(error) if known else f"{type(error).__name__}: {error}").splitlines()[0]
             raise ValueError(f"{name} takes no images of {height}×{width} pixels: {reason}") from error
         tokens = hasattr(self.backbone, "forward_head")
         if not isinstance(features, Tensor) or features.ndim not in ((2, 3, 4) if tokens else (2, 4)):

@@ -1,9 +1,10 @@
 """Starting weights from a local file: of timm, of torchvision, or of somebody's training with either.
 
 Read are .safetensors files, and state dicts of ``torch.save`` without any code in them; also where the state dict
-lies under "state_dict" or "model", and where its names begin with "module.", "student." or "backbone.".
+lies under "state_dict" or "model", and where its names begin with what wrappers put there, such as "module.".
 """
 
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-_PREFIXES = ("module.", "student.", "backbone.")
+_PREFIXES = ("module.", "_orig_mod.", "student.", "backbone.", "model.")
 _HEADS = ("fc", "head", "head_dist", "heads", "classifier")
 _COUNTER = "num_batches_tracked"  # of batch norms; files of old torch have none, and nothing depends on it
 
@@ -28,8 +29,14 @@ def read(file: str | Path) -> dict[str, Tensor]:
             stored: Any = load_file(file)
         else:
             stored = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle, safetensors and OS errors alike mean there are no weights
-        raise ValueError(f"weights {file} cannot be read: {(str(error) or repr(error)).splitlines()[0]}") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"weights {file} cannot be read: it is no file of torch, or holds more than tensors, which would need its "
+            f"code; store the network's state_dict() alone"
+        ) from error
+    except Exception as error:  # zip, safetensors and OS errors alike mean there are no weights
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise ValueError(f"weights {file} cannot be read: {type(error).__name__}: {reason}") from error
     while isinstance(stored, Mapping) and (inner := [k for k in ("state_dict", "model") if _holds(stored, k)]):
         stored = stored[inner[0]]
     found = {k: v for k, v in stored.items() if isinstance(v, Tensor)} if isinstance(stored, Mapping) else {}

@@ -119,7 +119,7 @@ def load_model(path: str | Path, expected: Any = None, kind: str = "") -> tuple[
         of = "its description" if stored else "expected"
         raise ValueError(f"{path} holds another architecture than {of}: {different}")
     model.load_state_dict(weights)
-    return model.eval(), stored.get("facts", {})
+    return model.eval(), facts_of(path)
 
 
 def copy_model(file: str | Path, folder: str | Path, name: str, facts: Mapping[str, Any]) -> None:
@@ -154,7 +154,8 @@ def facts_of(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the description cannot be read.
     """
-    return dict(_stored_description(Path(path)).get("facts", {}))
+    found = _stored_description(Path(path)).get("facts")
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def reconfigured(model: Network, settings: Mapping[str, Any]) -> Network:
@@ -213,7 +214,8 @@ def _stored_description(path: Path) -> dict[str, Any]:
 def _save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     partial = file.with_name(f"{file.name}.tmp-{os.getpid()}")
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        # Copies: a module that a network has twice is stored twice, which its names ask for when it is loaded.
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, partial)
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import io
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ def _readable(stream: Any) -> Any:
     return stream
 
 
+def _one_line(message: Warning | str, *where: Any) -> str:
+    """A warning for people: where in the code it was raised tells them nothing."""
+    return f"warning: {message}\n"
+
+
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty())
 
 
@@ -61,6 +67,7 @@ def app(command: Callable[..., None]) -> Callable[[], None]:
     def guarded(*args: Any, **kwargs: Any) -> None:
         for stream in (sys.stdout, sys.stderr):
             _readable(stream)
+        warnings.formatwarning = _one_line
         find.listed.cache_clear()
         try:
             _one_tree()

@@ -61,7 +61,8 @@ def main(
         gpus = command.gpus_of(runner, gpus_per_worker)
         at_once = runner.concurrent(workers, gpus, concurrent)
         plan = plans.new_plan(name, space, f"{name} on {on}", on, recipes, place, uri, total, at_once, workers, gpus)
-        _run(plan, runner)
+        with plans.withdrawn_if_refused(plan):
+            _run(plan, runner)
 
 
 def _list() -> None:

@@ -49,7 +49,8 @@ def main(
         gpus = command.gpus_of(runner, gpus_per_worker)
         runner.concurrent(workers, gpus, 1)
         plan = plans.new_plan(name, space, f"{method} on {on}", on, recipes, place, uri, 1, 1, workers, gpus)
-        _run(plan, runner)
+        with plans.withdrawn_if_refused(plan):
+            _run(plan, runner)
 
 
 def _run(plan: Plan, runner: Runner) -> None:

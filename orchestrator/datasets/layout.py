@@ -6,6 +6,7 @@ the full path, where a parent folder such as ``2024_data`` would change them.
 
 import codecs
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def image_set(
     if outside is not None:
         raise ValueError(f"{name}: {outside} is not a path below {root}")
     if len(set(keys)) != len(keys):
-        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        twice = Counter(keys).most_common(1)[0][0]
         raise ValueError(f"{name}: {twice} is listed twice")
     missing = [key for key in keys if not (root / key).is_file()]
     if missing:

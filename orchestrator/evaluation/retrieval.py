@@ -261,6 +261,8 @@ def _unit(embedding: Tensor | np.ndarray, side: str) -> Tensor:
 
 
 def _labels(values: Tensor | np.ndarray | list[int], expected: int, name: str, device: torch.device) -> Tensor:
+    if isinstance(values, np.ndarray) and not values.flags.writeable:  # of a table's memory map
+        values = values.copy()
     labels = torch.as_tensor(values, device=device)
     if labels.shape != (expected,):
         raise ValueError(f"{name} must have one entry per image ({expected}), got shape {tuple(labels.shape)}")

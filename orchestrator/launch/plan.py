@@ -1,20 +1,23 @@
 """What a sweep is: made from names and values, stored as ``plan.json``, read again, continued."""
 
+import contextlib
 import dataclasses
 import glob
 import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
+import time
 import tomllib
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import orchestrator
 from orchestrator import find
@@ -45,6 +48,7 @@ class Plan:
     space_data: dict[str, Any] = field(default_factory=dict)  # the search space itself, as plain values
     key: str = field(default_factory=lambda: uuid.uuid4().hex)  # no other sweep has it, in any storage
     prepared: dict[str, dict[str, Any]] = field(default_factory=dict)  # variant -> role -> what is ready for it
+    created: float = 0.0  # seconds since 1970; 0 = by a version that did not say
     format: int = FORMAT
 
     @property
@@ -118,8 +122,18 @@ _DIMENSIONS = {"Float": Float, "Int": Int, "Choice": Choice}
 
 
 def storage() -> str:
-    """``ORCHESTRATOR_STORAGE`` or ./runs, absolute: databases, caches, teachers, sweeps."""
-    return str(Path(os.environ.get("ORCHESTRATOR_STORAGE") or "runs").expanduser().absolute())
+    """``ORCHESTRATOR_STORAGE`` or ./runs, absolute: databases, caches, teachers, sweeps.
+
+    Raises:
+        ValueError: a path that addresses of databases read otherwise.
+    """
+    path = str(Path(os.environ.get("ORCHESTRATOR_STORAGE") or "runs").expanduser().absolute())
+    if odd := re.search(r"\?|%[0-9A-Fa-f]{2}", path):
+        raise ValueError(
+            f"the storage {path} has {odd[0]!r} in its path, which addresses of databases take for something else; "
+            f"set ORCHESTRATOR_STORAGE to another folder"
+        )
+    return path
 
 
 def space_data(space: SearchSpace) -> dict[str, Any]:
@@ -158,9 +172,24 @@ def new_plan(
         concurrent=min(concurrent, trials),
         facts=code_facts(),
         space_data=space_data(space),
+        created=time.time(),
     )
     save(plan)
     return plan
+
+
+@contextlib.contextmanager
+def withdrawn_if_refused(plan: Plan) -> Iterator[None]:
+    """A new sweep that is refused before its first trial leaves no plan: it could never go on, and would be the newest.
+
+    What was prepared for it is kept, so that the mended command finds it.
+    """
+    try:
+        yield
+    except ValueError:
+        if not (Path(plan.folder) / "study.db").exists():
+            shutil.rmtree(plan.folder, ignore_errors=True)
+        raise
 
 
 def variants(plan: Plan) -> dict[str, tuple[str, Any]]:
@@ -223,10 +252,28 @@ def read(folder: Path) -> Plan:
             if "recipes" not in data:  # before 0.2 a sweep had one method
                 data["recipes"] = {data.pop("method"): data.pop("recipe")}
             plan = Plan(**{**(_from_03(data) if written == 1 else data), "format": FORMAT})
+            _check(plan)
             return _moved(plan, folder.absolute())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read: {error if str(error) else repr(error)}") from error
     raise ValueError(f"{path} is of format {written}, this version reads up to {FORMAT}; update it to go on")
+
+
+def _check(plan: Plan) -> None:
+    """Raises ValueError, KeyError, TypeError or AttributeError where a stored plan does not hold what a plan does."""
+    for name, kind in get_type_hints(Plan).items():
+        kind = get_origin(kind) or kind
+        value = getattr(plan, name)
+        if not isinstance(value, int | float if kind is float else kind):
+            raise ValueError(f"{name} is {value!r}, expected {kind.__name__}")
+    for name, value in plan.place.items():
+        if not isinstance(value, str):
+            raise ValueError(f"place.{name} is {value!r}, expected a path")
+    for method in plan.search_space.methods:
+        if method not in plan.recipes:
+            raise ValueError(f"recipes have none of {method}")
+    for roles in plan.prepared.values():
+        Prepared.of(plan.where, roles)
 
 
 def _from_03(data: dict[str, Any]) -> dict[str, Any]:
@@ -269,7 +316,7 @@ def stored(name: str, benchmark: str | None = None, root: str = "") -> list[Plan
 
 def _all(name: str, benchmark: str | None, folder: Path) -> list[Plan | ValueError]:
     """The sweeps of a space (and benchmark), newest last; for one that cannot be read, why."""
-    found: list[tuple[int, int, Plan | ValueError]] = []
+    found: list[tuple[float, int, Plan | ValueError]] = []
     for path in folder.glob(f"{glob.escape(name)}-*/plan.json"):
         if not (benchmark is None or path.parent.name.startswith(f"{name}-{benchmark}-")):
             continue
@@ -280,7 +327,9 @@ def _all(name: str, benchmark: str | None, folder: Path) -> list[Plan | ValueErr
                 continue
         except ValueError as error:
             plan = error
-        found.append((path.stat().st_ctime_ns, _number(path.parent.name), plan))
+        # Times of files are those of a copy where the storage was copied; of a damaged plan nothing else is known.
+        created = plan.created if isinstance(plan, Plan) else path.stat().st_mtime
+        found.append((created, _number(path.parent.name), plan))
     return [plan for _, _, plan in sorted(found, key=lambda f: f[:2])]
 
 

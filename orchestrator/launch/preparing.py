@@ -175,8 +175,13 @@ class Preparation:
         except (ValueError, OSError) as error:
             damage = f"the {need.title} is damaged: {error}"
         try:
-            facts = checkpoint.facts_of(folder / "teacher.safetensors")
-            run_id = facts.get("run_id", "")
+            entered = _entered(self.place, need.key)
+            try:
+                facts = checkpoint.facts_of(folder / "teacher.safetensors")
+            except ValueError:
+                facts = {}
+            run_id = facts.get("run_id") or (entered.told.get("teacher_run", "") if entered else "")
+            facts = {"run_id": run_id} | facts
             checkpoint.copy_model(tracking.student_file(self.plan.tracking_uri, run_id), folder, "teacher", facts)
             found = _teacher(need, folder, self.place)
         except (ValueError, OSError) as error:
@@ -371,7 +376,7 @@ def _teacher(need: Need, folder: Path, place: Place) -> Ready:
     files = {f"teacher{suffix}.safetensors": sha for suffix, sha in checkpoint.hashes(path).items()}
     entered = _entered(place, need.key)
     known = entered.told.get("files", {}) if entered else {}  # of a teacher of 0.3, whose facts do not say it
-    if "sha256" in facts:
+    if isinstance(facts.get("sha256"), dict):
         known = {f"teacher{suffix}.safetensors": sha for suffix, sha in facts["sha256"].items()}
     for name, sha in known.items():
         if name.endswith(".safetensors") and files.get(name) != sha:

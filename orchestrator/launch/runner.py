@@ -62,7 +62,7 @@ class InProcess:
     def concurrent(self, workers: int, gpus_per_worker: float, asked: int | None) -> int:
         """Raises ValueError for several workers: there is one process."""
         if workers > 1:
-            raise ValueError(f"--in-process runs one worker, got --workers {workers}; leave one of them away")
+            raise ValueError(f"--in-process runs one worker, this run has --workers {workers}; leave one of them away")
         if gpus_per_worker > self.capacity().gpus:
             raise ValueError(f"--gpus-per-worker {gpus_per_worker:g}: this process sees no GPU")
         return 1
@@ -103,7 +103,7 @@ class InProcess:
         except trial.Stopped:
             search.prune(number, last)
         except Exception as error:  # whatever ends a trial must not end the sweep; the reason goes to its record
-            search.fail(number, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}")
+            search.fail(number, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
         else:
             end(search, number, final)
         shutil.rmtree(folder, ignore_errors=True)

@@ -35,7 +35,9 @@ class StudySearch(Searcher):
         """Nothing to do: the scheduler has reported the value."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number, result = self.numbers[trial_id], result or {}
+        number = self.numbers[trial_id]
+        # Tune adds the whole job, flattened.
+        result = {name: value for name, value in (result or {}).items() if not name.startswith("config/")}
         if self.study.is_finished(number):
             return
         if error:

@@ -36,6 +36,16 @@ def needy(width):
 
 def broken():
     return {}["no such"]
+
+def other():
+    class Two(torch.nn.Module):
+        def forward(self, images, more):
+            return images
+    return Two()
+
+def shared():
+    same = torch.nn.Conv2d(3, 3, 3, 1, 1)
+    return torch.nn.Sequential(same, torch.nn.ReLU(), same)
 """
 
 
@@ -89,6 +99,9 @@ def test_a_network_of_ones_own_that_gives_no_features_is_refused(empty, data, ow
         own = {"student.name": f"own_flat:{function}"}
         line = error(train.main, "fitnet", *data, *settings("fitnet", **changes, **own))
         assert f"student: own_flat:{function} cannot be called: {words}" in line
+    wrong = {"student.name": "own_flat:other"}
+    line = error(train.main, "fitnet", *data, *settings("fitnet", **changes, **wrong))
+    assert "student: own_flat:other takes no images of 16×16 pixels: TypeError: " in line and "'more'" in line
     missing = {"student.name": "own_flat:mean"}
     assert "own_flat has no function 'mean'; did you mean means" in error(
         train.main, "fitnet", *data, *settings("fitnet", **changes, **missing)
@@ -97,6 +110,22 @@ def test_a_network_of_ones_own_that_gives_no_features_is_refused(empty, data, ow
     line = error(train.main, "fitnet", *data, *settings("fitnet", **changes, **{"student.name": "own_wrong:net"}))
     assert "own_wrong cannot be imported: AttributeError: module 'math' has no attribute 'nothing'" in line
     assert nothing_written(empty)
+
+
+def test_a_network_that_has_a_module_twice_is_stored(data, trained, own_module):
+    changes = {"student.width": 1.0, "student.pixels": "imagenet", "train.epochs": 1}
+    twice = {"student.name": f"{own_module('own_shared')}:shared"}
+    shown = call(train.main, "fitnet", *data, *settings("fitnet", **changes, **twice)).output
+    run_id = shown.split("MLflow run ")[1].split(";")[0]
+    assert "(logged" in call(evaluate.main, run_id).output
+
+
+def test_a_sweep_that_is_refused_in_its_preparation_does_not_hide_the_one_before(data, swept, teachers, storage):
+    before = plans.latest("d3still_alpha").sweep
+    wrong = settings("d3still", **{"labelled.identities_per_batch": 17, "mode": "repo"})
+    assert "is more than the 16 identities" in error(sweep.main, "d3still_alpha", *data, "--trials", 1, *wrong)
+    assert plans.latest("d3still_alpha").sweep == before
+    assert len(list(storage.glob("sweeps/d3still_alpha-folder-*"))) == len(plans.stored("d3still_alpha"))
 
 
 def test_weights_of_another_network_say_how_many_tensors_fit_before_a_teacher_is_trained(empty, data, tmp_path):
@@ -109,7 +138,7 @@ def test_weights_of_another_network_say_how_many_tensors_fit_before_a_teacher_is
     for file, message in {
         "other.pth": "another network",
         "nothing.pth": "0 of 126 tensors fit",
-        "text.pth": "text.pth cannot be read",
+        "text.pth": "text.pth cannot be read: it is no file of torch, or holds more than tensors",
     }.items():
         changes = {"student.weights": tmp_path / file, "student.width": 0.125, "train.epochs": 1}
         line = error(train.main, "supervised", *data, *settings("supervised", **changes))
@@ -131,6 +160,8 @@ def test_a_teacher_file_of_another_network_is_refused(data, trained, teachers):
     changes = {"teacher.weights": teachers("d3still"), "teacher.network.name": "resnet34"}
     line = error(train.main, "d3still", *data, *settings("d3still", **changes))
     assert "holds another architecture: backbone resnet18 instead of resnet34" in line
+    plan = ["--dry-run"]
+    assert line in error(sweep.main, "d3still_alpha", *data, *plan, *settings("d3still", **changes))
     missing = settings("d3still", **{"teacher.weights": "/no/such.safetensors"})
     assert "teacher.weights: there is no file /no/such.safetensors" in error(train.main, "d3still", *data, *missing)
 

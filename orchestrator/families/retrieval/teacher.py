@@ -2,8 +2,11 @@
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from models.network import configured, identity, kind_of, network_class
 from orchestrator import cache, checkpoint
@@ -28,7 +31,7 @@ def teacher_need(
         more: what else decides it, such as a set of occluders.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or it holds another network.
     """
     network = {"kind": kind_of(config), "config": identity(config)}
     if teacher.weights:
@@ -36,6 +39,7 @@ def teacher_need(
             stat = os.stat(teacher.weights)
         except OSError as error:
             raise ValueError(f"teacher.weights: there is no file {teacher.weights}") from error
+        _check_file(teacher.weights, config, (stat.st_size, stat.st_mtime_ns))
         made_from = {"file": teacher.weights, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, **network}
         return Need("teacher file", made_from, {"train": train}, title=f"teacher {Path(teacher.weights).name}")
     values = flat(training)
@@ -45,6 +49,16 @@ def teacher_need(
         "teacher", {"method": method, "recipe": decides}, {"train": train, **(more or {})},
         title=title, trial=(method, benchmark, values),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=16)  # every row of a table asks
+def _check_file(path: str, config: Any, stamp: tuple[int, int]) -> None:
+    """Before anything is prepared: the file is read whole."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            checkpoint.load_model(path, config)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"teacher.weights: {error}") from error
 
 
 def ready_file(need: Need, place: Place) -> Ready:
