@@ -1,8 +1,8 @@
 # Everything a newcomer needs. PYTHON chooses the interpreter, VENV the environment.
 #   make demo     the main job on embedded data: a trained teacher, a sweep of eight students, a report
 #   make test     the default tests, minutes on two cores; the slowest are listed
-#   make slow     what needs longer: full-size data and networks, every export
-#   make night    the rest of Ray, killed drivers and killed preparations: half an hour and more
+#   make slow     what needs longer: full-size data and networks, every export, the rest of Ray
+#   make night    killed drivers and killed preparations: half an hour
 #   make check    lint, format, and that imports point down
 #   make clean    removes the environment and built packages
 PYTHON ?= python3

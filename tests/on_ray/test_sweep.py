@@ -120,7 +120,6 @@ def _stopped_early(runner: on_ray.OnRay, place, tiny_recipe) -> tuple[Plan, list
 
 
 @pytest.mark.slow
-@pytest.mark.night
 def test_a_finished_sweep_is_extended(local_ray, tiny_place, tiny_recipe):
     """The finished trials stay, and the rungs are those that they left."""
     plan, records = _stopped_early(local_ray, tiny_place, tiny_recipe)
@@ -130,7 +129,6 @@ def test_a_finished_sweep_is_extended(local_ray, tiny_place, tiny_recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.night
 def test_numbers_on_ray_are_those_of_this_process(local_ray, tiny_place, tiny_recipe, monkeypatch):
     """With as many threads: sums are in another order with more."""
     import torch
@@ -150,7 +148,6 @@ def test_numbers_on_ray_are_those_of_this_process(local_ray, tiny_place, tiny_re
 
 
 @pytest.mark.slow
-@pytest.mark.night
 def test_a_trial_that_cannot_fit_is_refused(local_ray):
     with pytest.raises(ValueError, match=r"a trial of 500 workers needs 500 CPUs, the cluster has"):
         local_ray.concurrent(500, 0.0, None)
@@ -159,7 +156,6 @@ def test_a_trial_that_cannot_fit_is_refused(local_ray):
 
 
 @pytest.mark.slow
-@pytest.mark.night
 def test_control_processes_import_only_what_they_use(local_ray):
     """Neither Tune's trial nor Train's controller may load what only workers need: seconds and half a gigabyte."""
     import ray
@@ -178,7 +174,6 @@ def test_control_processes_import_only_what_they_use(local_ray):
 
 
 @pytest.mark.slow
-@pytest.mark.night
 @pytest.mark.parametrize("environment", [{"HOME": "/proc/nobody"}, {"TMPDIR": "note"}])
 def test_a_local_cluster_starts_wherever_it_is(environment, tmp_path):
     """A home that cannot be written; what somebody's ``ray start`` has noted in the temporary folder."""
