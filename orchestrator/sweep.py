@@ -100,7 +100,7 @@ def _resumed(
     trials: int | None,
 ) -> Plan:  # fmt: skip
     plan = plans.latest(name, on)
-    plans.check_unchanged(plan, given, epochs, data_root, workers, gpus)
+    asked.check_unchanged(plan, given, epochs, data_root, workers, gpus)
     if trials and (trials < plan.trials or plan.search_space.cells):
         raise ValueError(f"the sweep {plan.sweep} has {plan.trials} trials; only a larger number can be asked for")
     return dataclasses.replace(plan, trials=trials) if trials else plan

@@ -35,7 +35,7 @@ def main(
         (started,) = plan.search_space.seeds
         if check_field(recipe, "train.seed", given.pop(seed_name, started)) != started:
             raise ValueError(f"the run {plan.sweep} was started with seed={started}; resume it without changes")
-        plans.check_unchanged(plan, given, epochs, data_root, workers, gpus_per_worker)
+        asked.check_unchanged(plan, given, epochs, data_root, workers, gpus_per_worker)
         tracking.check(plan.tracking_uri)
         with command.runner(in_process) as runner:
             _run(command.continued(plan, runner), runner)

@@ -126,12 +126,10 @@ def evaluate_search(
     precision_Q, found_QK = np.zeros(queries), np.zeros((queries, len(TOP)), bool)
     for query, similarity_G in _similarities(query_embedding_QD, rows.embedding_GD):
         frames = None if galleries is None else np.asarray(galleries[query], np.int64)
-        searched_G = rows.of(frames, len(detections))
-        similarity_G = similarity_G if searched_G is None else similarity_G[searched_G]
-        frame_G = rows.frame_G if searched_G is None else rows.frame_G[searched_G]
-        box_G4 = rows.box_G4 if searched_G is None else rows.box_G4[searched_G]
+        searched = rows.of(frames, len(detections))
+        similarity_G, frame_G, box_G4 = similarity_G[searched], rows.frame_G[searched], rows.box_G4[searched]
         if context_embeddings is not None:
-            embedding_GD = rows.embedding_GD if searched_G is None else rows.embedding_GD[searched_G]
+            embedding_GD = rows.embedding_GD[searched]
             people_KD = np.asarray(context_embeddings[query])[:context_people]
             similarity_G = _with_context(similarity_G, frame_G, embedding_GD, people_KD, context_detections)
         held = targets[query]
@@ -197,14 +195,14 @@ class _Rows:
         self.box_G4 = _joined([np.asarray(d)[k, :4] for d, k in zip(detections, kept, strict=True)], 4)
         self.embedding_GD = _joined([np.asarray(e)[k] for e, k in zip(embeddings, kept, strict=True)], 0)
 
-    def of(self, frames: np.ndarray | None, count: int) -> np.ndarray | None:
-        """Numbers of the rows of some frames, in order of the frames' numbers; None = all rows."""
+    def of(self, frames: np.ndarray | None, count: int) -> np.ndarray | slice:
+        """The rows of some frames, in order of the frames' numbers; None = all frames."""
         if frames is None:
-            return None
+            return slice(None)
         if 2 * len(frames) > count:  # nearly all: a mask is quicker than the numbers of each
             searched_F = np.zeros(count, bool)
             searched_F[frames] = True
-            return None if searched_F.all() else np.flatnonzero(searched_F[self.frame_G])
+            return slice(None) if searched_F.all() else np.flatnonzero(searched_F[self.frame_G])
         frames = np.unique(frames)
         ranges = [np.arange(self.start_F[f], self.start_F[f + 1]) for f in frames]
         return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)

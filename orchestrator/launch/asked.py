@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import find
-from orchestrator.launch.plan import storage
+from orchestrator.launch.plan import Plan, storage
 from orchestrator.needs import Place
-from orchestrator.recipe import changed, check_field, did_you_mean, path_of
+from orchestrator.recipe import changed, check_field, did_you_mean, flat, path_of, short
 from search_spaces._space import Choice, Float, Int, SearchSpace
 
 
@@ -49,6 +49,33 @@ def resolve(
     if data_root and not Path(data_root).is_dir():
         raise ValueError(f"--data-root {data_root} is not a directory")
     return recipes, Place(storage=storage(), data_root=str(Path(data_root).absolute()) if data_root else "")
+
+
+def check_unchanged(
+    plan: Plan, settings: Mapping[str, Any], epochs: int | None, data_root: str, workers: int, gpus: float | None
+) -> None:
+    """A sweep is resumed with the numbers it was started with.
+
+    Raises:
+        ValueError: names every difference.
+    """
+    recipe = plan.base_recipe(plan.search_space.method)
+    then = flat(recipe)
+    asked = {**settings, **({"train.epochs": epochs} if epochs else {})}
+    differing = []
+    for name, value in asked.items():
+        path = path_of(recipe, name)
+        now = flat(changed(recipe, {name: value}))[path]
+        if then[path] != now:
+            differing.append(f"{short(path, then)}={then[path]} (asked {now})")
+    if workers not in (1, plan.workers):
+        differing.append(f"{plan.workers} workers (asked {workers})")
+    if gpus is not None and gpus != plan.gpus_per_worker:
+        differing.append(f"{plan.gpus_per_worker} GPUs a worker (asked {gpus})")
+    if data_root and str(Path(data_root).absolute()) != plan.place["data_root"]:
+        differing.append(f"--data-root {plan.place['data_root']} (asked {data_root})")
+    if differing:
+        raise ValueError(f"the sweep {plan.sweep} was started with {', '.join(differing)}; resume it without changes")
 
 
 def _check_not_varied(space: SearchSpace, benchmark: str, settings: Mapping[str, Any]) -> None:

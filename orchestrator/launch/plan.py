@@ -23,7 +23,7 @@ import orchestrator
 from orchestrator import find
 from orchestrator.launch import before
 from orchestrator.needs import Place, Prepared
-from orchestrator.recipe import changed, flat, path_of, recipe_from, short
+from orchestrator.recipe import changed, flat, recipe_from
 from search_spaces._space import Choice, Float, Int, SearchSpace
 
 FORMAT = 2  # of plan.json; 1 was 0.3's, which did not say
@@ -349,33 +349,6 @@ def latest(name: str, benchmark: str | None = None, single: str = "") -> Plan:
             f"no {what} {single or name}{where} in {storage()}; run python -m orchestrator.{command} first"
         )
     return found[-1]
-
-
-def check_unchanged(
-    plan: Plan, settings: Mapping[str, Any], epochs: int | None, data_root: str, workers: int, gpus: float | None
-) -> None:
-    """A sweep is resumed with the numbers it was started with.
-
-    Raises:
-        ValueError: names every difference.
-    """
-    recipe = plan.base_recipe(plan.search_space.method)
-    then = flat(recipe)
-    asked = {**settings, **({"train.epochs": epochs} if epochs else {})}
-    differing = []
-    for name, value in asked.items():
-        path = path_of(recipe, name)
-        now = flat(changed(recipe, {name: value}))[path]
-        if then[path] != now:
-            differing.append(f"{short(path, then)}={then[path]} (asked {now})")
-    if workers not in (1, plan.workers):
-        differing.append(f"{plan.workers} workers (asked {workers})")
-    if gpus is not None and gpus != plan.gpus_per_worker:
-        differing.append(f"{plan.gpus_per_worker} GPUs a worker (asked {gpus})")
-    if data_root and str(Path(data_root).absolute()) != plan.place["data_root"]:
-        differing.append(f"--data-root {plan.place['data_root']} (asked {data_root})")
-    if differing:
-        raise ValueError(f"the sweep {plan.sweep} was started with {', '.join(differing)}; resume it without changes")
 
 
 def code_facts() -> dict[str, str]:

@@ -181,8 +181,9 @@ class Preparation:
             except ValueError:
                 facts = {}
             run_id = facts.get("run_id") or (entered.told.get("teacher_run", "") if entered else "")
-            facts = {"run_id": run_id} | facts
-            checkpoint.copy_model(tracking.student_file(self.plan.tracking_uri, run_id), folder, "teacher", facts)
+            student = tracking.student_file(self.plan.tracking_uri, run_id)
+            facts = {"run_id": run_id, "sha256": checkpoint.hashes(student)} | facts
+            checkpoint.copy_model(student, folder, "teacher", facts)
             found = _teacher(need, folder, self.place)
         except (ValueError, OSError) as error:
             raise ValueError(
@@ -374,12 +375,10 @@ def _teacher(need: Need, folder: Path, place: Place) -> Ready:
     path = folder / "teacher.safetensors"
     model, facts = checkpoint.load_model(path)
     files = {f"teacher{suffix}.safetensors": sha for suffix, sha in checkpoint.hashes(path).items()}
-    entered = _entered(place, need.key)
-    known = entered.told.get("files", {}) if entered else {}  # of a teacher of 0.3, whose facts do not say it
-    if isinstance(facts.get("sha256"), dict):
-        known = {f"teacher{suffix}.safetensors": sha for suffix, sha in facts["sha256"].items()}
-    for name, sha in known.items():
-        if name.endswith(".safetensors") and files.get(name) != sha:
+    known = facts.get("sha256")  # 0.3 did not store it
+    for suffix, sha in (known if isinstance(known, dict) else {}).items():
+        name = f"teacher{suffix}.safetensors"
+        if files.get(name) != sha:
             what = "not what was stored there" if name in files else "missing"
             raise ValueError(f"{path.with_name(name)} is {what}")
     files["teacher.json"] = cache.file_hash(path.with_suffix(".json"))

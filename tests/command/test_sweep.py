@@ -304,7 +304,7 @@ def test_bad_words_are_refused_before_anything_starts(empty, arguments, message)
 def test_more_than_this_process_has_is_refused(data, swept):
     known = len(plans.stored("d3still_alpha"))
     for arguments, message in (
-        (["--workers", "2"], "--in-process runs one worker, got --workers 2; leave one of them away"),
+        (["--workers", "2"], "--in-process runs one worker, this run has --workers 2; leave one of them away"),
         (["--gpus-per-worker", "64"], "--gpus-per-worker 64: this process sees no GPU"),
     ):
         assert message in error(sweep.main, "d3still_alpha", *data, *settings("d3still"), *arguments)

@@ -271,10 +271,10 @@ def test_the_newest_sweep_of_a_name_and_benchmark_is_the_latest(planned):
 def test_a_resumed_sweep_must_be_asked_for_as_it_was(planned, tmp_path):
     plan = planned(**{"teacher.epochs": 3, "student.size": "48x32"})
     unchanged = {"teacher.train.epochs": "3", "student.size": [48, 32], "batch_size": 120}
-    plans.check_unchanged(plan, unchanged, 24, "", 1, None)
-    plans.check_unchanged(plan, {}, None, "", 1, 0.0)
+    asked.check_unchanged(plan, unchanged, 24, "", 1, None)
+    asked.check_unchanged(plan, {}, None, "", 1, 0.0)
     with pytest.raises(ValueError) as error:
-        plans.check_unchanged(plan, {"teacher.epochs": 4, "student.width": 2}, 9, str(tmp_path), 2, 1.0)
+        asked.check_unchanged(plan, {"teacher.epochs": 4, "student.width": 2}, 9, str(tmp_path), 2, 1.0)
     for part in (
         f"the sweep {plan.sweep} was started with teacher.epochs=3 (asked 4), ",
         "student.width=0.25 (asked 2.0)", "train.epochs=24 (asked 9)", "1 workers (asked 2)",
@@ -282,7 +282,7 @@ def test_a_resumed_sweep_must_be_asked_for_as_it_was(planned, tmp_path):
     ):  # fmt: skip
         assert part in str(error.value)
     with pytest.raises(ValueError, match="no field 'teacher_epochs'"):
-        plans.check_unchanged(plan, {"teacher_epochs": 3}, None, "", 1, None)
+        asked.check_unchanged(plan, {"teacher_epochs": 3}, None, "", 1, None)
 
 
 # --- From names to a plan ---------------------------------------------------------------------------------------------
