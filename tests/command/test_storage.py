@@ -101,6 +101,7 @@ def test_a_sweep_of_the_version_before_is_read_scored_and_taken_away(old, tmp_pa
     assert all(r.run_id in text for r in found) and "mAP 1.18" in text  # the teacher's
 
 
+@pytest.mark.slow
 def test_a_sweep_of_the_version_before_goes_on_with_its_teacher(old):
     """One more trial; the teacher of then is found by what it was made from, and another one is refused."""
     resume = ["d3still_beta_gamma", "--resume", "--in-process", "--trials", 4]

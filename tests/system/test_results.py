@@ -79,7 +79,7 @@ def exported(method, student_of, folder, **changes) -> float:
     return export_onnx(made.task.student.eval(), folder / "student.onnx")
 
 
-@pytest.mark.parametrize("method", KINDS)
+@pytest.mark.parametrize("method", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_a_student_is_exported(method, student_of, tmp_path):
     assert exported(method, student_of, tmp_path) < 1e-4
 
