@@ -91,11 +91,6 @@ def _check_runs(plan: Plan, ends: dict, recipe) -> None:
         tracking.student_file(plan.tracking_uri, broken.info.run_id)
 
 
-@pytest.mark.slow
-def test_a_weak_trial_is_stopped_early(local_ray, tiny_place, tiny_recipe):
-    _stopped_early(local_ray, tiny_place, tiny_recipe)
-
-
 def _stopped_early(runner: on_ray.OnRay, place, tiny_recipe) -> tuple[Plan, list]:
     """The rate itself is the metric: the first point has the largest, so every sampled one is stopped early."""
     space = SearchSpace(
@@ -120,7 +115,7 @@ def _stopped_early(runner: on_ray.OnRay, place, tiny_recipe) -> tuple[Plan, list
 
 
 @pytest.mark.slow
-def test_a_finished_sweep_is_extended(local_ray, tiny_place, tiny_recipe):
+def test_a_weak_trial_is_stopped_early_and_the_finished_sweep_extended(local_ray, tiny_place, tiny_recipe):
     """The finished trials stay, and the rungs are those that they left."""
     plan, records = _stopped_early(local_ray, tiny_place, tiny_recipe)
     extended = run(dataclasses.replace(plan, trials=3), local_ray)
