@@ -11,16 +11,14 @@ Departs from the public code where a query lists a frame twice (four of 2,900 in
 """
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
 from losses.oim import UNLABELLED
 from orchestrator.datasets import layout
-from orchestrator.datasets.scenes import Gallery, Queries, SceneSet, SearchData, check_test, scene_set
+from orchestrator.datasets.scenes import Gallery, Queries, SceneSet, SearchData, check_test, matlab, scene_set
 
 SIZES = ("100", "50", "500", "1000", "2000", "4000")  # of the galleries; the first is the usual one
 _LAYOUT = "Image/SSM/*.jpg and annotation/*.mat"
@@ -48,7 +46,7 @@ def read(root: Path, images: str = "Image/SSM") -> SearchData:
         ValueError: a file without the expected field.
     """
     annotation, split = root / "annotation", root / "annotation" / "test" / "train_test"
-    boxes = {_text(entry["imname"]): _boxes(entry["box"]) for entry in _structs(annotation / "Images.mat", "Img")}
+    boxes = {_text(entry["imname"]): _boxes(entry["box"]) for entry in _cells(annotation / "Images.mat", "Img")}
     pool = [_text(name) for name in _cells(annotation / "pool.mat", "pool")]
     if missing := [name for name in pool if name not in boxes]:
         raise ValueError(f"cuhk_sysu: pool.mat has {missing[0]}, which Images.mat has not")
@@ -57,7 +55,7 @@ def read(root: Path, images: str = "Image/SSM") -> SearchData:
         for scene in _entries(_entries(person)[0]["scene"]):
             _assign(identity, boxes, scene, number)
     first = next(s for s in ("50", *SIZES) if (split / f"TestG{s}.mat").is_file() or s == SIZES[-1])
-    entries = list(_structs(split / f"TestG{first}.mat", f"TestG{first}"))
+    entries = _cells(split / f"TestG{first}.mat", f"TestG{first}")
     for number, person in enumerate(entries, 1):
         for scene in [_entries(person["Query"])[0], *_held(person)]:
             _assign(identity, boxes, scene, number)
@@ -79,7 +77,7 @@ def read(root: Path, images: str = "Image/SSM") -> SearchData:
 
 def _gallery(path: Path, field: str, frame: dict[str, int]) -> Gallery:
     frames, targets = [], []
-    for person in _structs(path, field):
+    for person in _cells(path, field):
         entries = _entries(person["Gallery"])
         frames.append(np.array([frame[_text(entry["imname"])] for entry in entries], np.int64))
         held = _held(person)
@@ -142,20 +140,11 @@ def _check_counts(side: str, found: SceneSet, expected: tuple[int, int, int]) ->
 
 
 def _field(path: Path, field: str) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"cuhk_sysu: no {path.name} in {path.parent}; --data-root must hold {_LAYOUT}")
-    try:
-        stored = loadmat(path)
-    except Exception as error:  # whatever scipy makes of a file that is none of MATLAB's
-        raise ValueError(f"cuhk_sysu: {path} cannot be read: {error}") from error
+    stored = matlab("cuhk_sysu", path, _LAYOUT)
     if field not in stored:
         known = [name for name in stored if not name.startswith("_")]
         raise ValueError(f"cuhk_sysu: {path} has no field {field!r}; it has {', '.join(known) or 'none'}")
     return stored[field]
-
-
-def _structs(path: Path, field: str) -> Iterator[Any]:
-    yield from _field(path, field).ravel()
 
 
 def _cells(path: Path, field: str) -> list[Any]:

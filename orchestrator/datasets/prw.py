@@ -13,7 +13,6 @@ a person without identity, as it is no training identity of the release. Those o
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from losses.oim import UNLABELLED
 from orchestrator.datasets import layout
@@ -24,6 +23,7 @@ from orchestrator.datasets.scenes import (
     SceneSet,
     SearchData,
     check_test,
+    matlab,
     numbered,
     scene_set,
 )
@@ -91,7 +91,7 @@ def _set(root: Path, part: str) -> SceneSet:
 
 def _rows(path: Path) -> np.ndarray:
     """(n, 5) identity x y w h of a frame; what begins outside the image begins at its edge, as wide as it was."""
-    stored = _matlab(path)
+    stored = matlab("prw", path, _LAYOUT)
     field = next((f for f in _FIELDS if f in stored), None)
     if field is None:
         raise ValueError(f"prw: {path} has none of {', '.join(_FIELDS)}")
@@ -102,19 +102,10 @@ def _rows(path: Path) -> np.ndarray:
 
 
 def _frames(path: Path, field: str) -> list[str]:
-    stored = _matlab(path)
+    stored = matlab("prw", path, _LAYOUT)
     if field not in stored:
         raise ValueError(f"prw: {path} has no field {field!r}")
     return [str(np.asarray(name).ravel()[0]) for name in stored[field].ravel()]
-
-
-def _matlab(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"prw: no {path.name} in {path.parent}; --data-root must hold {_LAYOUT}")
-    try:
-        return loadmat(path)
-    except Exception as error:  # whatever scipy makes of a file that is none of MATLAB's
-        raise ValueError(f"prw: {path} cannot be read: {error}") from error
 
 
 def _frames_of(gallery: SceneSet) -> dict[int, dict[int, np.ndarray]]:

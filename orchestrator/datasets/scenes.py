@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy.io import loadmat
 
 from losses.oim import UNLABELLED
 from orchestrator.datasets import layout
@@ -136,6 +138,21 @@ def numbered(identity_N: np.ndarray, known: np.ndarray) -> np.ndarray:
     """
     number = {int(identity): i for i, identity in enumerate(np.sort(known), 1)}
     return np.array([number.get(int(identity), UNLABELLED) for identity in identity_N], np.int64)
+
+
+def matlab(name: str, path: Path, layout: str) -> dict[str, Any]:
+    """The variables of a MATLAB file by name.
+
+    Raises:
+        FileNotFoundError: no such file, with the layout.
+        ValueError: it is none of MATLAB's.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: no {path.name} in {path.parent}; --data-root must hold {layout}")
+    try:
+        return loadmat(path)
+    except Exception as error:  # whatever scipy makes of such a file
+        raise ValueError(f"{name}: {path} cannot be read: {error}") from error
 
 
 def check_test(name: str, evaluate_on: str) -> None:

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 
+from orchestrator.datasets.scenes import AllBut
 from orchestrator.evaluation.person_search import evaluate_search, iou_threshold, overlaps
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     queries, frames = 2_057 // args.scale, 6_112 // args.scale
     query_QD, targets, detections, embeddings = invented(queries, frames, args.boxes)
-    galleries = _AllButOne(queries, frames)
+    galleries = AllBut(frames, [np.array([query % frames]) for query in range(queries)])
     print(f"{queries} queries × {frames} frames × {args.boxes} boxes × 256, targets {sum(map(len, targets)):,}")
 
     start = time.perf_counter()
@@ -44,19 +45,6 @@ def main() -> None:
     assert np.allclose(slow, found.average_precision_Q[list(few)], atol=1e-6), "the double loop says otherwise"
     print(f"limit (matrix product alone): {product:.1f} s; evaluate_search takes {elapsed / product:.2f} × the limit")
     print(f"alternative (loop over queries and frames): {loops:.0f} s = {loops / elapsed:.1f} × evaluate_search")
-
-
-class _AllButOne:
-    """Of every query all frames but its own."""
-
-    def __init__(self, queries: int, frames: int):
-        self.queries, self.frames = queries, frames
-
-    def __len__(self) -> int:
-        return self.queries
-
-    def __getitem__(self, query: int) -> np.ndarray:
-        return np.delete(np.arange(self.frames), query % self.frames)
 
 
 def invented(
