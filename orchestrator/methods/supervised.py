@@ -72,7 +72,8 @@ class SupervisedMethod(Method):
                 found[f"{side} pixels"] = need
         if purpose == "score":
             return found
-        data.check_identities("identities_per_batch", own.labelled.identities_per_batch, sides["train"])
+        known = sides["train"].how["identities"]
+        data.check_identities("identities_per_batch", own.labelled.identities_per_batch, known)
         searched = {side: index for side, index in sides.items() if side != "train"}
         found["references"] = Need("references", {"ap": own.ap}, searched, title="chance")
         return found

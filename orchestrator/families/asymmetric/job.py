@@ -71,7 +71,7 @@ class AsymmetricMethod(Method):
         )
         if is_supervised(recipe):
             asked = recipe.labelled.identities_per_batch
-            data.check_identities("labelled.identities_per_batch", asked, sides["train"])
+            data.check_identities("labelled.identities_per_batch", asked, sides["train"].how["identities"])
         found["train"] = sides["train"]
         found |= _named("train pixels", pixels(sides["train"], student))
         return found | self._target_needs(recipe, found, sides["train"])
@@ -79,7 +79,8 @@ class AsymmetricMethod(Method):
     def _teacher_needs(self, recipe: AsymmetricRecipe, train: Need) -> dict[str, Need]:
         config = _teacher_config(recipe)
         if not recipe.teacher.weights:
-            data.check_identities("teacher.identities_per_batch", recipe.teacher.identities_per_batch, train)
+            asked = recipe.teacher.identities_per_batch
+            data.check_identities("teacher.identities_per_batch", asked, train.how["identities"])
         teacher = teacher_need(recipe.teacher, "supervised", *_teacher_training(recipe), config, train)
         found = {"teacher": teacher}
         if self.distillation.teacher_classifier:

@@ -69,11 +69,10 @@ def _index_need(data: Data, found: RetrievalData, side: str, images: ImageSet, r
     )
 
 
-def check_identities(field: str, asked: int, train: Need) -> None:
-    """Raises ValueError where a batch would hold more identities than the training set has."""
-    known = train.how["identities"]
+def check_identities(field: str, asked: int, known: int, name: str = "the training set") -> None:
+    """Raises ValueError where a batch would hold more identities than are known."""
     if asked > known:
-        raise ValueError(f"{field} ({asked}) is more than the {known} identities of the training set; lower it")
+        raise ValueError(f"{field} ({asked}) is more than the {known} identities of {name}; lower it")
 
 
 def _stamp_and_listing(images: ImageSet) -> tuple[str, str]:

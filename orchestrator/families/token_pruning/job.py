@@ -247,11 +247,7 @@ def _check_people(recipe: PruningRecipe, train: ImageSet) -> None:
             f"set triplet_mining (of the teacher: teacher.triplet) to plain"
         )
     asked = recipe.labelled.identities_per_batch
-    if asked > train.num_identities:
-        raise ValueError(
-            f"identities_per_batch ({asked}) is more than the {train.num_identities} identities of {train.name}; "
-            f"lower it"
-        )
+    data.check_identities("identities_per_batch", asked, train.num_identities, train.name)
 
 
 def _occluder_need(recipe: PruningRecipe, train: Need) -> Need:
