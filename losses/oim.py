@@ -85,10 +85,11 @@ class OIM(nn.Module):
                 is none; on a device such a label stops the program there, since nothing waits for it.
         """
         self._check(embedding_ND, label_N)
-        target_N = torch.where(self._is_labelled(label_N), label_N - 1, _IGNORED)
+        labelled_N = self._is_labelled(label_N)
+        target_N = torch.where(labelled_N, label_N - 1, _IGNORED)
         similarity_NM = self.similarities(embedding_ND)
         total = F.cross_entropy(similarity_NM, target_N, ignore_index=_IGNORED, reduction="sum")
-        return total / self._is_labelled(label_N).sum().clamp(min=1)
+        return total / labelled_N.sum().clamp(min=1)
 
     @torch.no_grad()
     def update(self, embedding_ND: Tensor, label_N: Tensor) -> None:

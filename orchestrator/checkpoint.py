@@ -119,7 +119,7 @@ def load_model(path: str | Path, expected: Any = None, kind: str = "") -> tuple[
         of = "its description" if stored else "expected"
         raise ValueError(f"{path} holds another architecture than {of}: {different}")
     model.load_state_dict(weights)
-    return model.eval(), facts_of(path)
+    return model.eval(), _facts(stored)
 
 
 def copy_model(file: str | Path, folder: str | Path, name: str, facts: Mapping[str, Any]) -> None:
@@ -154,8 +154,7 @@ def facts_of(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the description cannot be read.
     """
-    found = _stored_description(Path(path)).get("facts")
-    return dict(found) if isinstance(found, Mapping) else {}
+    return _facts(_stored_description(Path(path)))
 
 
 def reconfigured(model: Network, settings: Mapping[str, Any]) -> Network:
@@ -209,6 +208,11 @@ def _stored_description(path: Path) -> dict[str, Any]:
         return dict(json.loads(sidecar.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{sidecar} is not the description of a network: {error}") from error
+
+
+def _facts(described: Mapping[str, Any]) -> dict[str, Any]:
+    found = described.get("facts")
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def _save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:

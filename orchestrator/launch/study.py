@@ -158,7 +158,7 @@ class Study:
     def _complete(self, number: int) -> None:
         """Gives a trial the rest of its point, which a kill may have cut short."""
         trial, missing = _trial(self.optuna, number), distributions(self.space)
-        for name in missing.keys() - trial.params.keys():
+        for name in [name for name in missing if name not in trial.params]:
             trial._suggest(name, missing[name])
 
     def _remember(self, frozen: FrozenTrial) -> int | None:
