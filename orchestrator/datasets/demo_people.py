@@ -61,7 +61,7 @@ def render(identity: int, camera: int, shot: int, occluded: bool = False) -> Ima
     lens = np.random.default_rng([_VERSION, 51, camera])
     scene = background(camera + 100, height, rng).crop((0, 0, width, height))
     distance = lens.uniform(0.82, 1.0) * rng.uniform(0.92, 1.05)
-    _stand(scene, identity, rng, distance, rng.normal(0.5, 0.04))
+    stand(scene, identity, rng, distance, rng.normal(0.5, 0.04))
     if occluded:
         _occlude(scene, identity, rng)
     image = light(scene, lens, rng).resize((_SIZE[1], _SIZE[0]), Image.Resampling.LANCZOS)
@@ -81,7 +81,7 @@ def _image_set(part: str, side: str) -> ImageSet:
                     camera)  # fmt: skip
 
 
-def _stand(scene: Image.Image, identity: int, rng: np.random.Generator, distance: float, at: float) -> None:
+def stand(scene: Image.Image, identity: int, rng: np.random.Generator, distance: float, at: float) -> None:
     """Draws one person, feet near the bottom; ``at`` is the middle as a fraction of the width."""
     person = np.random.default_rng([_VERSION, 53, identity])
     draw = ImageDraw.Draw(scene)
@@ -147,7 +147,7 @@ def _occlude(scene: Image.Image, identity: int, rng: np.random.Generator) -> Non
     kind = rng.integers(0, 3)
     if kind == 0:  # another person in front, to one side
         stranger = 10_000 + int(rng.integers(0, 500))
-        _stand(scene, stranger, rng, rng.uniform(0.95, 1.15), rng.choice([0.12, 0.88]))
+        stand(scene, stranger, rng, rng.uniform(0.95, 1.15), rng.choice([0.12, 0.88]))
         return
     fill, edge = (tuple(int(v) for v in rng.uniform(30, 200, 3)) for _ in range(2))
     share = rng.uniform(0.33, 0.5)

@@ -17,12 +17,12 @@ import numpy as np
 from losses.oim import UNLABELLED
 from orchestrator.datasets import layout
 from orchestrator.datasets.scenes import (
-    AllBut,
-    Gallery,
     Queries,
     SceneSet,
     SearchData,
     check_test,
+    full_gallery,
+    gallery_without,
     matlab,
     numbered,
     scene_set,
@@ -69,13 +69,11 @@ def read(root: Path) -> SearchData:
         boxes.append(np.array([x, y, x + width, y + height]).astype(np.int32).clip(min=0))
         frames.append(frame[name])
     queries = Queries(np.array(frames, np.int64), np.array(boxes, np.int32).reshape(-1, 4))
-    held = _frames_of(gallery)
-    own = [np.array([f]) for f in frames]
     camera_F = gallery.frames.camera
     same = [np.flatnonzero(camera_F == camera_F[f]) for f in frames]
     galleries = {
-        name: Gallery(AllBut(len(gallery), left), _targets(held, identities, left))
-        for name, left in (("all", own), ("other cameras", same))
+        "all": full_gallery(gallery, queries, identities),
+        "other cameras": gallery_without(gallery, identities, same),
     }
     return SearchData(train, gallery, queries, galleries)
 
@@ -106,22 +104,3 @@ def _frames(path: Path, field: str) -> list[str]:
     if field not in stored:
         raise ValueError(f"prw: {path} has no field {field!r}")
     return [str(np.asarray(name).ravel()[0]) for name in stored[field].ravel()]
-
-
-def _frames_of(gallery: SceneSet) -> dict[int, dict[int, np.ndarray]]:
-    """Identity -> frame -> box; the first one where a frame has a person twice."""
-    found: dict[int, dict[int, np.ndarray]] = {}
-    for frame in range(len(gallery)):
-        rows = gallery.rows(frame)
-        for identity, box in zip(gallery.identity_N[rows].tolist(), gallery.box_N4[rows], strict=True):
-            if identity != UNLABELLED:
-                found.setdefault(identity, {}).setdefault(frame, box)
-    return found
-
-
-def _targets(held: dict, identities: list[int], left_out: list[np.ndarray]) -> list[dict[int, np.ndarray]]:
-    found = []
-    for identity, left in zip(identities, left_out, strict=True):
-        skipped = set(left.tolist())
-        found.append({f: box for f, box in held.get(identity, {}).items() if f not in skipped})
-    return found

@@ -179,3 +179,53 @@ def scene_set(
     box_N4 = np.concatenate(boxes) if len(boxes) else np.zeros((0, 4))
     identity_N = np.concatenate(identities) if len(identities) else np.zeros(0)
     return SceneSet(frames, box_N4.astype(np.int32), identity_N.astype(np.int64), count_F)
+
+
+def frames_of_people(gallery: SceneSet) -> dict[int, dict[int, np.ndarray]]:
+    """Identity -> frame -> box; the first one where a frame has a person twice."""
+    found: dict[int, dict[int, np.ndarray]] = {}
+    for frame in range(len(gallery)):
+        rows = gallery.rows(frame)
+        for identity, box in zip(gallery.identity_N[rows].tolist(), gallery.box_N4[rows], strict=True):
+            if identity != UNLABELLED:
+                found.setdefault(identity, {}).setdefault(frame, box)
+    return found
+
+
+def gallery_without(gallery: SceneSet, identity_Q: Sequence[int], left_out: Sequence[np.ndarray]) -> Gallery:
+    """Every query is searched in all frames but those that are left out."""
+    held, targets = frames_of_people(gallery), []
+    for identity, left in zip(identity_Q, left_out, strict=True):
+        skipped = set(left.tolist())
+        targets.append({frame: box for frame, box in held.get(int(identity), {}).items() if frame not in skipped})
+    return Gallery(AllBut(len(gallery), left_out), targets)
+
+
+def full_gallery(gallery: SceneSet, queries: Queries, identity_Q: Sequence[int]) -> Gallery:
+    """Every query is searched in all frames but its own."""
+    return gallery_without(gallery, identity_Q, [np.array([frame]) for frame in queries.frame_Q])
+
+
+def sized_gallery(gallery: SceneSet, whole: Gallery, queries: Queries, size: int) -> Gallery:
+    """Every query is searched in ``size`` frames: those that hold its person, and others drawn by its number."""
+    frames, targets = [], []
+    for query in range(len(queries)):
+        own = np.array(sorted(whole.targets[query]), np.int64)[:size]
+        others = np.setdiff1d(whole.frames[query], own)
+        rng = np.random.default_rng([size, query])
+        frames.append(np.sort(np.concatenate([own, rng.permutation(others)[: size - len(own)]])))
+        targets.append({frame: whole.targets[query][frame] for frame in own.tolist()})
+    return Gallery(frames, targets)
+
+
+def queries_of(gallery: SceneSet, each: int) -> tuple[Queries, np.ndarray]:
+    """The first ``each`` boxes of every identity that is in more than one frame, and their identities."""
+    found = [
+        (frame, box, identity)
+        for identity, frames in sorted(frames_of_people(gallery).items())
+        if len(frames) > 1
+        for frame, box in list(frames.items())[:each]
+    ]
+    frame_Q = np.array([frame for frame, _, _ in found], np.int64)
+    box_Q4 = np.array([box for _, box, _ in found], np.int32).reshape(-1, 4)
+    return Queries(frame_Q, box_Q4), np.array([identity for _, _, identity in found], np.int64)
