@@ -30,7 +30,8 @@ from orchestrator.needs import digest
 FORMAT = 1
 _BATCH_BYTES = 32 * 2**20  # of one record batch
 
-Block = Mapping[str, Any]  # column -> rows of numbers, (rows, width), or a list of texts
+Block = Mapping[str, Any]  # column -> rows of numbers, (rows, width), or a list of texts, or of bytes
+_LISTED = {"text": pa.large_string(), "bytes": pa.large_binary()}  # columns of rows that differ in length
 
 
 class DamagedCache(Exception):
@@ -69,7 +70,7 @@ class Rows:
         return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
     def text(self, column: str) -> "Texts":
-        """A column of texts, read from the memory map one by one."""
+        """A column of texts or of bytes, read from the memory map one by one."""
         return Texts(self, column)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Rows:
             self._columns = {}
             for name, column in self.manifest["columns"].items():
                 found = [b.column(name) for b in batches]
-                if column["dtype"] != "text":
+                if column["dtype"] not in _LISTED:
                     found = [f.flatten().to_numpy().reshape(-1, *column["shape"]) for f in found]
                 self._columns[name] = starts, found
         return self._columns
@@ -98,7 +99,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Texts(Sequence[str]):
-    """Texts in the memory map of a cache; as picklable as the cache."""
+    """Texts, or bytes, in the memory map of a cache; as picklable as the cache."""
 
     rows: Rows
     column: str
@@ -277,7 +278,9 @@ def _write(folder: Path, made_from: Mapping[str, Any], blocks: Iterator[Block]) 
                 fields = [(n, _list_type(v)) for n, v in block.items()]
                 writer = pa.ipc.new_file(sink, pa.schema(fields, metadata={"made_from": json.dumps(made_from)}))
             waiting.append(block)
-            waiting_bytes += sum(64 * len(v) if isinstance(v, list) else v.nbytes for v in block.values())
+            waiting_bytes += sum(
+                sum(map(len, v)) + 8 * len(v) if isinstance(v, list) else v.nbytes for v in block.values()
+            )
             rows += len(next(iter(block.values())))
             if waiting_bytes >= _BATCH_BYTES:
                 writer.write_batch(_record_batch(waiting))
@@ -310,13 +313,13 @@ def _tool_version() -> str:
 
 def _column(values: Any) -> dict[str, Any]:
     if isinstance(values, list):
-        return {"shape": [], "dtype": "text"}
+        return {"shape": [], "dtype": "bytes" if isinstance(values[0], bytes) else "text"}
     return {"shape": values.shape[1:], "dtype": str(values.dtype)}
 
 
 def _list_type(values: Any) -> pa.DataType:
     if isinstance(values, list):
-        return pa.large_string()
+        return _LISTED[_column(values)["dtype"]]
     return pa.list_(pa.from_numpy_dtype(values.dtype), int(np.prod(values.shape[1:])))
 
 
@@ -324,7 +327,7 @@ def _record_batch(blocks: list[Block]) -> pa.RecordBatch:
     arrays = []
     for name, first in blocks[0].items():
         if isinstance(first, list):
-            arrays.append(pa.array([text for b in blocks for text in b[name]], pa.large_string()))
+            arrays.append(pa.array([value for b in blocks for value in b[name]], _list_type(first)))
         else:
             values = np.concatenate([b[name] for b in blocks])
             arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=_list_type(values)))

@@ -287,6 +287,13 @@ def decode_and_tell(data: bytes) -> tuple[Image.Image, bool]:
         return image.convert("RGB"), mended
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Height and width of the decoded image, from its header alone."""
+    with Image.open(io.BytesIO(data)) as stored:
+        turned = stored.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+        return stored.size if turned else stored.size[::-1]
+
+
 def upright(image: Image.Image) -> Image.Image:
     """A loaded picture as its EXIF orientation says it is to be seen."""
     try:

@@ -57,3 +57,32 @@ def own_part(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
         raise ValueError(f"a batch of {size} images cannot be shared evenly by {world_size} workers")
     share = size // world_size
     return batch[..., rank * share : (rank + 1) * share]
+
+
+def grouped_batches(group: np.ndarray, batch_size: int, key: tuple[int, ...]) -> np.ndarray:
+    """A shuffled epoch in whole batches of one group each, as far as that goes: (steps, batch_size).
+
+    What is left of the groups meets in mixed batches, neighbouring groups first; only the incomplete last one is
+    dropped, so an epoch has as many steps as a shuffled one. Batches come in the order in which they fill.
+
+    Raises:
+        ValueError: fewer images than one batch.
+
+    >>> batches = grouped_batches(np.array([0, 0, 0, 1, 1, 1]), 2, (0,))
+    >>> sorted(len(set((rows // 3).tolist())) for rows in batches)  # two batches of one group, one mixed
+    [1, 1, 2]
+    """
+    order = shuffled_batches(len(group), 1, key)[:, 0]
+    if len(group) < batch_size:
+        raise ValueError(f"a batch of {batch_size} images is more than the {len(group)} training images; lower it")
+    found: list[tuple[int, np.ndarray]] = []
+    left: list[np.ndarray] = []
+    for number in np.unique(group):
+        places = np.flatnonzero(group[order] == number)
+        whole = len(places) // batch_size * batch_size
+        found += [(int(own[-1]), order[own]) for own in places[:whole].reshape(-1, batch_size)]
+        left.append(order[places[whole:]])
+    batches = [rows for _, rows in sorted(found, key=lambda batch: batch[0])]
+    rest = np.concatenate(left)
+    batches += list(rest[: len(rest) // batch_size * batch_size].reshape(-1, batch_size))
+    return np.stack(batches)

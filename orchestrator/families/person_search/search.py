@@ -1,0 +1,179 @@
+"""One pass over the gallery: people of every frame, the true boxes' embeddings, the queries'; and their scores."""
+
+# Shape legend: F = frames of the gallery, Q = queries, D = embedding width, n = detections and m = people of a frame.
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.person_search import Images, PersonSearch, padded, postprocess
+from orchestrator import distributed
+from orchestrator.datasets.augmentation import normalised
+from orchestrator.datasets.images import fetch
+from orchestrator.datasets.scenes import Gallery
+from orchestrator.evaluation.person_search import Search as Scores
+from orchestrator.evaluation.person_search import evaluate_detection, evaluate_search
+from orchestrator.families.person_search.data import UNLABELLED, Frames, Searched
+from orchestrator.families.person_search.recipe import Search
+from orchestrator.method import Evaluation
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a network found in every frame of the gallery, in pixels of the original frames."""
+
+    detections: list[np.ndarray]  # (n, 5) x1 y1 x2 y2 score, by falling score
+    embeddings: list[np.ndarray]  # (n, D) unit rows
+    true_embeddings: list[np.ndarray]  # (m, D) of the people's own boxes
+    query_QD: np.ndarray
+    scores: Scores | None = None  # of the first gallery
+
+    def weighted(self) -> list[np.ndarray]:
+        """Embeddings times score, as a gallery is searched."""
+        return [e * d[:, 4:] for e, d in zip(self.embeddings, self.detections, strict=True)]
+
+
+@torch.no_grad()
+def embedded(network: PersonSearch, searched: Searched, device: torch.device, workers: int = 0) -> Found:
+    """Every rank looks at a share of the frames, one at a time, and receives what all have found."""
+    was_training = network.training
+    network.eval()
+    count = len(searched.scenes)
+    share = -(-count // distributed.world_size())
+    own = range(min(count, distributed.rank() * share), min(count, (distributed.rank() + 1) * share))
+    queries_of = [np.flatnonzero(searched.queries.frame_Q == frame) for frame in range(count)]
+    parts = [
+        _of_frame(network, searched, frame, queries_of[frame], pixels, device)
+        for frame, pixels in zip(own, _ahead(searched.frames, own, workers), strict=True)
+    ]
+    network.train(was_training)
+    dim = network.config.dim
+    people = _gathered([found for found, _ in parts], 5 + dim, device)
+    truth = _gathered([given for _, given in parts], dim, device)
+    query_QD = np.zeros((len(searched.queries), dim), np.float32)
+    true = []
+    for frame, rows in enumerate(truth):
+        people_here = int(searched.scenes.count_F[frame])
+        true.append(rows[:people_here])
+        query_QD[queries_of[frame]] = rows[people_here:]
+    return Found([p[:, :5] for p in people], [p[:, 5:] for p in people], true, query_QD)
+
+
+def _ahead(frames: Frames, own: range, workers: int) -> Iterator[Tensor]:
+    return fetch(_First(frames), [[frame] for frame in own], workers if frames.decodes else 0)
+
+
+@dataclass(frozen=True)
+class _First:
+    frames: Frames
+
+    def __call__(self, numbers: list[int]) -> Tensor:
+        return self.frames(numbers[0])
+
+
+def _of_frame(
+    network: PersonSearch, searched: Searched, frame: int, queries: np.ndarray, pixels: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(n, 5 + D) detections with embeddings, and (m + queries, D) embeddings of given boxes."""
+    images: Images = padded(normalised(pixels[None].to(device), network.pixels))
+    maps = network.pyramid(images.pixels_BCHW)
+    found = network.found(maps, images)[0]
+    scale_4 = searched.frames.scale(frame)
+    given_m4 = np.concatenate([searched.scenes.boxes(frame), searched.queries.box_Q4[queries]]) * scale_4
+    given = torch.from_numpy(given_m4).to(images.pixels_BCHW)
+    embedding_mD = network.embed(maps, [given], images.sizes)
+    box_n4 = found.boxes_N4 / torch.from_numpy(scale_4).to(found.boxes_N4)
+    return torch.cat([box_n4, found.score_N[:, None], found.embedding_ND], 1).float(), embedding_mD.float()
+
+
+def _gathered(parts: list[Tensor], width: int, device: torch.device) -> list[np.ndarray]:
+    """Rows of the frames of all ranks, frame by frame; ranks have different numbers of both."""
+    counts = np.array([len(part) for part in parts], np.int64)
+    rows = torch.cat([torch.zeros(0, width, device=device), *parts])
+    if distributed.world_size() > 1:
+        rows, counts = _of_all(rows), _of_all(torch.from_numpy(counts).to(rows.device)).cpu().numpy()
+    return np.split(rows.cpu().numpy(), np.cumsum(counts)[:-1])
+
+
+def _of_all(local: Tensor) -> Tensor:
+    """Rows of all ranks, which have different numbers of them."""
+    longest = int(distributed.largest(len(local)))
+    filled = torch.cat([local, local.new_zeros(longest - len(local), *local.shape[1:])])
+    lengths = distributed.gather_without_gradient(torch.full((1,), len(local), device=local.device)).tolist()
+    return torch.cat(
+        [p[:n] for p, n in zip(distributed.gather_without_gradient(filled).split(longest), lengths, strict=True)]
+    )
+
+
+def scored(found: Found, searched: Searched, own: Search) -> Evaluation:
+    """Detection, search in every gallery, and search among the true boxes, which no detector can beat."""
+    scenes, galleries = searched.scenes, searched.galleries
+    frames = range(len(scenes))
+    boxes = [scenes.boxes(frame) for frame in frames]
+    labelled = [scenes.identity_N[scenes.rows(frame)] != UNLABELLED for frame in frames]
+    all_people = evaluate_detection(found.detections, boxes)
+    known = evaluate_detection(found.detections, boxes, labelled)
+    metrics = {
+        "detection/ap": all_people.ap,
+        "detection/recall": all_people.recall,
+        "detection/labelled_ap": known.ap,
+        "detection/labelled_recall": known.recall,
+    }
+    weighted, first = found.weighted(), next(iter(galleries))
+    scores = {name: _search(found, gallery, found.detections, weighted, own) for name, gallery in galleries.items()}
+    metrics |= _named("val", scores[first])
+    for name, of_gallery in scores.items():
+        if name != first:
+            metrics |= _named(f"gallery_{name.replace(' ', '_')}", of_gallery)
+    certain = [np.concatenate([b, np.ones((len(b), 1))], 1) for b in boxes]
+    metrics |= _named("bound", _search(found, galleries[first], certain, found.true_embeddings, own))
+    if own.context:
+        context = [_around(found, searched, query) for query in range(len(searched.queries))]
+        metrics |= _named("context", _search(found, galleries[first], found.detections, weighted, own, context))
+    return Evaluation(
+        metrics, Found(found.detections, found.embeddings, found.true_embeddings, found.query_QD, scores[first])
+    )
+
+
+def _search(
+    found: Found, gallery: Gallery, detections: list[np.ndarray], embeddings: list[np.ndarray], own: Search,
+    context: list[np.ndarray] | None = None,
+) -> Scores:  # fmt: skip
+    return evaluate_search(
+        found.query_QD, gallery.targets, gallery.frames, detections, embeddings, own.least_score, context,
+        own.context_detections, own.context_people,
+    )  # fmt: skip
+
+
+def _named(group: str, scores: Scores) -> dict[str, float]:
+    return {f"{group}/{name}": getattr(scores, name) for name in ("map", "top1", "top5", "top10")}
+
+
+def _around(found: Found, searched: Searched, query: int) -> np.ndarray:
+    """Embeddings of the people in a query's frame, the query first."""
+    frame = int(searched.queries.frame_Q[query])
+    detections = found.detections[frame]
+    box_n4 = np.concatenate([searched.queries.box_Q4[query][None], detections[:, :4]])
+    score_n = np.concatenate([[1.0], detections[:, 4]])
+    embedding_nD = np.concatenate([found.query_QD[query][None], found.embeddings[frame]])
+    rows = (torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in (box_n4, score_n, embedding_nD))
+    return postprocess(*rows, weigh=False).embedding_ND.numpy()
+
+
+def by_chance(searched: Searched, own: Search, dim: int = 128) -> dict[str, float]:
+    """Search among the true boxes with random embeddings: what a network that recognises nobody gets."""
+    rng = np.random.default_rng(0)
+
+    def unit(rows: int) -> np.ndarray:
+        values = rng.standard_normal((rows, dim)).astype(np.float32)
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    boxes = [searched.scenes.boxes(frame) for frame in range(len(searched.scenes))]
+    certain = [np.concatenate([b, np.ones((len(b), 1))], 1) for b in boxes]
+    random = Found(certain, [unit(len(b)) for b in boxes], [], unit(len(searched.queries)))
+    first = next(iter(searched.galleries.values()))
+    scores = _named("val", _search(random, first, certain, random.embeddings, own))
+    return scores | {name.replace("val/", "bound/"): value for name, value in scores.items()}
