@@ -20,10 +20,10 @@ _VERSION = 1  # change it whenever rendering changes, so that caches do not outl
 _SIZES = ((96, 128), (96, 128), (128, 96))
 _PLANS = {
     "train": composed.Plan(0, 150, range(1, 61), range(20_000, 20_400), _SIZES),
-    "gallery": composed.Plan(1, 75, range(301, 331), range(21_000, 21_400), _SIZES),
-    "held_out": composed.Plan(2, 45, range(201, 221), range(22_000, 22_400), _SIZES),
+    "gallery": composed.Plan(1, 150, range(301, 361), range(21_000, 21_400), _SIZES),
+    "held_out": composed.Plan(2, 75, range(201, 231), range(22_000, 22_400), _SIZES),
 }
-_GALLERIES = (15, 30)
+_GALLERIES = (20, 50)
 
 
 @dataclass(frozen=True)

@@ -259,6 +259,7 @@ _SMALL = {
     "teacher.epochs": 20,
     "precision": "float32",
 }
+_EMOJI = {"student.size": (120, 160), "teacher.network.size": (120, 160), "queue": 200, "batch.flip": 0.0}
 _BENCHMARKS: dict[str, dict[str, Any]] = {
     "demo": {"data.name": "demo_scenes", **_SMALL},
     "emoji_scenes": {

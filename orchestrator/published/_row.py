@@ -29,6 +29,7 @@ ALONE = "student alone"  # the row of the query network without distillation
 
 _PRINTED = {
     "resnet18.tv_in1k": "ResNet18",
+    "resnet50.tv_in1k": "ResNet50",
     "resnet101.tv_in1k": "ResNet101",
     "mobilenetv2_100.ra_in1k": "MobileNetV2",
     "mobilenetv3_small_100.lamb_in1k": "MobileNetV3-S",
