@@ -267,9 +267,9 @@ class PersonSearch(nn.Module):
         return bare.eval()
 
     def example(self, count: int) -> tuple[Tensor, ...]:
-        """One image, whatever ``count`` is: images differ in size, so the network takes them one by one."""
+        """Images of one size; the network takes them one by one."""
         shorter, longer = self.config.size
-        shape = (1, 3, shorter, min(longer, round(shorter * 4 / 3)))
+        shape = (count, 3, shorter, min(longer, round(shorter * 4 / 3)))
         return (torch.randn(shape, generator=torch.Generator().manual_seed(0)),)
 
     def parts(self) -> dict[str, nn.Module]:
@@ -297,14 +297,17 @@ class PersonSearch(nn.Module):
 
 
 class _Full(nn.Module):
-    """A search with as many proposals and detections as it may have: what it costs does not depend on the image."""
+    """Searches with as many proposals and detections as there may be: what they cost does not depend on the image."""
 
     def __init__(self, network: PersonSearch) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, images_1CHW: Tensor) -> Tensor:
-        net, images = self.network, padded(images_1CHW)
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return torch.cat([self._one(image_1CHW) for image_1CHW in images_BCHW.split(1)])
+
+    def _one(self, image_1CHW: Tensor) -> Tensor:
+        net, images = self.network, padded(image_1CHW)
         maps = net.pyramid(images.pixels_BCHW)
         proposed = net.proposals(net.regions(maps, *images.pixels_BCHW.shape[-2:]), images.sizes)[0]
         height, width = images.sizes[0]

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from orchestrator.pictures import Panel, Picture, Points, Sheet
+from orchestrator.pictures import Lines, Panel, Picture, Points, Sheet
 
 matplotlib.use("Agg", force=False)
 
@@ -18,6 +18,8 @@ def draw(picture: Picture) -> Figure:
     """The figure of a method's picture."""
     if isinstance(picture, Panel):
         return draw_panel(picture)
+    if isinstance(picture, Lines):
+        return draw_lines(picture)
     return draw_sheet(picture) if isinstance(picture, Sheet) else draw_points(picture)
 
 
@@ -33,6 +35,18 @@ def draw_sheet(sheet: Sheet) -> Figure:
         if sheet.rows:
             axes[r][0].set_ylabel(sheet.rows[r], fontsize=8)
     figure.suptitle(sheet.title, fontsize=10)
+    return figure
+
+
+def draw_lines(picture: Lines) -> Figure:
+    """Curves in one panel."""
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for colour, (name, points) in zip(
+        (OURS, PUBLISHED, RIGHT, "#CC79A7", "#E69F00"), picture.lines.items(), strict=False
+    ):
+        _line(axis, points, name, colour)
+    axis.set(title=picture.title, xlabel=picture.x_label, ylabel=picture.y_label)
     return figure
 
 

@@ -37,4 +37,14 @@ class Points:
     marks: tuple[str, str]  # what unmarked and marked points are
 
 
-Picture = Panel | Sheet | Points
+@dataclass(frozen=True)
+class Lines:
+    """Curves over one axis."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Mapping[str, tuple[tuple[float, float], ...]]  # name -> (x, y), by rising x
+
+
+Picture = Panel | Sheet | Points | Lines

@@ -4,7 +4,9 @@ CUHK-SYSU with galleries of 100 frames. The text claims students above their tea
 sets, and for MobileNetV2 on PRW alone.
 """
 
-from orchestrator.published._row import NO_TEACHER, Published, rows_of
+from dataclasses import replace
+
+from orchestrator.published._row import NO_TEACHER, TEACHER, Published, rows_of
 
 _SOURCE = "DDPS, IEEE TMM 2025, README of the public code"
 _PIXELS = "900×1500"
@@ -26,7 +28,7 @@ def _rows(table: str) -> list[Published]:
                 Published(
                     source=_SOURCE,
                     benchmark=benchmark,
-                    row="teacher" if network == "R50" else row,
+                    row=TEACHER if network == "R50" else row,
                     student=f"{_STUDENTS[network]}@{_PIXELS}",
                     teacher=f"ResNet50@{_PIXELS}" if distilled else NO_TEACHER,
                     losses=_WHOLE if distilled else _ALONE,
@@ -49,5 +51,8 @@ TABLE = _rows(
     """
 )
 
-_OF_R18 = [row for row in TABLE if row.row in ("teacher", "R18", "R18 + DDPS")]
-BESIDE = {"ddps_students": TABLE, "ddps_modules": _OF_R18, "ddps_weights": _OF_R18, "ddps_temperature": _OF_R18}
+_CELLS = {TEACHER: TEACHER, "R18": "student alone", "R18 + DDPS": "DDPS"}
+BESIDE = {
+    "ddps_students": TABLE,
+    "ddps_modules": [replace(row, row=_CELLS[row.row]) for row in TABLE if row.row in _CELLS],
+}

@@ -167,7 +167,7 @@ class PersonSearchMethod(Method):
     ) -> dict[str, Picture]:
         """Queries with their best match, what the network attends to, and mAP over the gallery's size."""
         searched = data.open_gallery(prepared, recipe.student.size)
-        return pictures(student.to(where.device), searched, evaluation, where.device)
+        return pictures(student.to(where.device), searched, evaluation, recipe.search, where.device)
 
     def networks(self, recipe: Any) -> tuple[str, str]:
         return _named(recipe.student), _named(recipe.teacher.network) if self.distils(recipe) else published.NO_TEACHER
