@@ -16,15 +16,16 @@ twins; ``cuhk_sysu`` trains both alike, and ``cuhk_sysu_released`` with ``cuhk_s
 (MobileNetV2 alone: also ``--set student.pretrained=false``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from losses.ddps import (
     DisaggregationFeatureDistillation,
+    FeatureTerms,
     correlation_distillation,
     distinct_people,
     logit_distillation,
@@ -52,6 +53,8 @@ from orchestrator.families.person_search.training import (
 from orchestrator.method import Batch, Losses, Task
 from orchestrator.recipe import Positive, Share, Weight, changed
 
+Draws = list[torch.Generator]  # of each image, for what is sampled in it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(SearchRecipe):
@@ -75,6 +78,28 @@ class Recipe(SearchRecipe):
     pkd: Weight = 0.0  # PKD in place of DFD: 6
     reviewkd: Weight = 0.0  # ReviewKD in place of DFD: 1.2
     reviewkd_trained: bool = True  # its fusion blocks; as released they stay as they begin
+
+
+class Pairs(NamedTuple):
+    """What both networks say of the same boxes."""
+
+    label_R: Tensor  # of the first head's boxes
+    own_R2: Tensor
+    theirs_R2: Tensor
+    own_PD: Tensor  # of one box for every person, then zeros
+    theirs_PD: Tensor
+    is_person_P: Tensor
+
+
+class Looked(NamedTuple):
+    """All that the losses of a step are made from."""
+
+    seen: Trained
+    taught: dict[str, Tensor]  # the teacher's maps; empty without one
+    pairs: Pairs | None
+    images: Images
+    people: list[Tensor]  # boxes of every image
+    kept: dict[str, Tensor]
 
 
 class DDPS(Task):
@@ -101,115 +126,116 @@ class DDPS(Task):
             self.fusion.requires_grad_(recipe.reviewkd_trained)
 
     def forward(self, batch: Batch) -> Losses:
-        images, draws = images_of(batch, self.student), generators(batch)
-        seen = self.student.trained(images, batch["boxes"], batch["identity"], self.recipe.detector.sampling, draws)
-        losses = task_losses(seen, self.student.memory)
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = self.teacher.pyramid(images.pixels_BCHW)
-            for own in (self._regions(seen, taught, images, batch, draws), self._maps(seen, taught, images, batch)):
-                losses = Losses(
-                    losses.terms | own.terms, losses.weights | own.weights, {**losses.observed, **own.observed}
-                )
-        kept = people_rows(seen, self._places(batch))
-        return Losses(losses.terms, losses.weights, losses.observed, kept)
+        return self.losses(self.look(batch))
 
     def after_step(self, kept: Mapping[str, Tensor]) -> None:
         remember(self.student.memory, kept)
 
-    def _places(self, batch: Batch) -> int:
-        """Most people that are sampled in this rank's scenes."""
-        sampling = self.recipe.detector.sampling
-        return len(batch["draws"]) * int(sampling.boxes * sampling.box_share)
+    # --- what is looked at: how many boxes are sampled decides shapes, so the host waits for the device
 
-    # --- LD and CD: both networks look at the same boxes
+    def look(self, batch: Batch) -> Looked:
+        """Both networks on a batch."""
+        images, draws, sampling = images_of(batch, self.student), generators(batch), self.recipe.detector.sampling
+        seen = self.student.trained(images, batch["boxes"], batch["identity"], sampling, draws)
+        places = len(draws) * int(sampling.boxes * sampling.box_share)  # people that are sampled at most
+        taught, pairs = {}, None
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self.teacher.pyramid(images.pixels_BCHW)
+            if self.recipe.ld or self.recipe.cd:
+                looks = self._at_student_s if self.recipe.regions == "student" else self._at_teacher_s
+                pairs = looks(seen, taught, images, batch, draws, places)
+        return Looked(seen, taught, pairs, images, batch["boxes"], people_rows(seen, places))
 
-    def _regions(
-        self, seen: Trained, taught: Mapping[str, Tensor], images: Images, batch: Batch, draws: list[torch.Generator]
-    ) -> Losses:
-        recipe, terms, observed = self.recipe, {}, {}
-        if not (recipe.ld or recipe.cd):
-            return Losses({}, {})
-        looked = self._of_student(seen, taught, images)
-        if recipe.regions == "teacher":
-            looked = self._of_teacher(seen, taught, images, batch, draws)
-        regions, own_R2, theirs_R2, people, own_PD, theirs_PD = looked
-        if recipe.ld:
-            is_person_R = (regions.label_N > 0).long()
-            terms["ld"] = of_all_ranks(logit_distillation(own_R2, theirs_R2, is_person_R, recipe.tau), len(is_person_R))
-        if recipe.cd:
-            rows = self._people(people, theirs_PD)
-            places = self._places(batch)
-            own, theirs = (in_places(at_least_float32(e)[rows], places) for e in (own_PD, theirs_PD))
-            # A row of zeros is like nobody, in both networks: it adds nothing.
-            pairs = correlation_distillation(distributed.gather(own), distributed.gather_without_gradient(theirs))
-            is_real = in_places(torch.ones(len(rows), device=rows.device), places)
-            observed["people"] = distributed.gather_without_gradient(is_real).sum()
-            sums = recipe.cd_reduction == "sum"
-            terms["cd"] = pairs if sums else pairs / observed["people"].clamp(min=1).square()
-        return Losses(terms, {name: getattr(recipe, name) for name in terms}, observed)
-
-    def _of_student(self, seen: Trained, taught: Mapping[str, Tensor], images: Images) -> tuple[Any, ...]:
+    def _at_student_s(
+        self, seen: Trained, taught: Mapping[str, Tensor], images: Images, batch: Batch, draws: Draws, places: int
+    ) -> Pairs:
         """The student proposes and samples, the teacher pools the same boxes."""
         with torch.no_grad():
             theirs_R2, _ = self.teacher.classify(taught, seen.regions.boxes, images.sizes)
             theirs_PD = self.teacher.embed(taught, seen.people.boxes, images.sizes)
-        return seen.regions, seen.logit_R2, theirs_R2, seen.people, seen.embedding_PD, theirs_PD
+        people = self._people(seen.people, seen.embedding_PD, theirs_PD, places)
+        return Pairs(seen.regions.label_N, seen.logit_R2, theirs_R2, *people)
 
-    def _of_teacher(
-        self, seen: Trained, taught: Mapping[str, Tensor], images: Images, batch: Batch, draws: list[torch.Generator]
-    ) -> tuple[Any, ...]:
+    def _at_teacher_s(
+        self, seen: Trained, taught: Mapping[str, Tensor], images: Images, batch: Batch, draws: Draws, places: int
+    ) -> Pairs:
         """The teacher proposes, its boxes are matched and sampled as the student's are, the student pools them."""
-        sampling, sizes = self.recipe.detector.sampling, images.sizes
-        people, identities = batch["boxes"], batch["identity"]
+        own, sizes, people = self.recipe.detector.sampling, images.sizes, (batch["boxes"], batch["identity"])
         with torch.no_grad():
             scored = self.teacher.regions(taught, *images.pixels_BCHW.shape[-2:])
-            proposed = self.teacher.proposals(scored, sizes, sampling)
-            regions = chosen(proposed, people, identities, sampling, draws)
+            regions = chosen(self.teacher.proposals(scored, sizes, own), *people, own, draws)
             theirs_R2, delta_R8 = self.teacher.classify(taught, regions.boxes, sizes)
-            second = chosen(refined(delta_R8, regions.boxes, sizes), people, identities, sampling, draws)
+            second = chosen(refined(delta_R8, regions.boxes, sizes), *people, own, draws)
             theirs_PD = self.teacher.embed(taught, second.boxes, sizes)
         own_R2, _ = self.student.classify(seen.maps, regions.boxes, sizes)
         own_PD = self.student.embed(seen.maps, second.boxes, sizes)
-        return regions, own_R2, theirs_R2, second, own_PD, theirs_PD
+        return Pairs(regions.label_N, own_R2, theirs_R2, *self._people(second, own_PD, theirs_PD, places))
 
-    @torch.no_grad()
-    def _people(self, people: HeadInput, theirs_PD: Tensor) -> Tensor:
-        """Rows of one box for every person."""
+    def _people(self, people: HeadInput, own_PD: Tensor, theirs_PD: Tensor, places: int) -> tuple[Tensor, ...]:
+        """Both networks' embeddings of one box for every person, then rows of zeros; and which rows are people."""
         label_P = people.label_N
-        score_P = (label_P > 0).to(theirs_PD.dtype)
+        score_P = (label_P > 0).to(theirs_PD.dtype)  # all alike, as from empty tables
         if self.teacher_memory is not None:
             similarity_PM = self.teacher_memory.similarities(theirs_PD)
             score_P = teacher_confidence(similarity_PM, label_P, self.teacher_memory.num_identities)
-        counts = [len(b) for b in people.boxes]
-        return distinct_people(people.boxes, people.labels(), list(score_P.split(counts)), self.recipe.cd_overlap)
+        scores = list(score_P.split([len(b) for b in people.boxes]))
+        rows = distinct_people(people.boxes, people.labels(), scores, self.recipe.cd_overlap)
+        own, theirs = (in_places(at_least_float32(e)[rows], places) for e in (own_PD, theirs_PD))
+        return own, theirs, in_places(torch.ones(len(rows), device=rows.device), places)
 
-    # --- DFD, and what it is compared with: feature maps
+    # --- the losses: no step waits here
 
-    def _maps(self, seen: Trained, taught: Mapping[str, Tensor], images: Images, batch: Batch) -> Losses:
-        recipe, terms, weights = self.recipe, {}, {}
+    def losses(self, looked: Looked) -> Losses:
+        """The task's, those on boxes, those on maps; over the batch of all ranks."""
+        parts = [task_losses(looked.seen, self.student.memory)]
+        if looked.pairs is not None:
+            parts.append(self._on_boxes(looked.pairs))
+        if self.teacher is not None:
+            parts.append(self._on_maps(looked))
+        terms, weights, observed = ({k: v for part in parts for k, v in part[i].items()} for i in range(3))
+        return Losses(terms, weights, observed, looked.kept)
+
+    def _on_boxes(self, pairs: Pairs) -> Losses:
+        """LD and CD."""
+        recipe, terms = self.recipe, {}
+        people = distributed.gather_without_gradient(pairs.is_person_P).sum()
+        if recipe.ld:
+            is_person_R = (pairs.label_R > 0).long()
+            each = logit_distillation(pairs.own_R2, pairs.theirs_R2, is_person_R, recipe.tau)
+            terms["ld"] = of_all_ranks(each, len(is_person_R))
+        if recipe.cd:
+            # A row of zeros is like nobody, for both networks: it adds nothing.
+            own_PD, theirs_PD = distributed.gather(pairs.own_PD), distributed.gather_without_gradient(pairs.theirs_PD)
+            terms["cd"] = correlation_distillation(own_PD, theirs_PD)
+            if recipe.cd_reduction == "mean":
+                terms["cd"] = terms["cd"] / people.clamp(min=1).square()
+        return Losses(terms, {name: getattr(recipe, name) for name in terms}, {"people": people})
+
+    def _on_maps(self, looked: Looked) -> Losses:
+        """DFD, or what it is compared with."""
+        recipe, own, taught, terms, weights = self.recipe, looked.seen.maps, looked.taught, {}, {}
+        images = looked.images
+        count = len(images.sizes)
         if self.features is not None:
             padded = tuple(images.pixels_BCHW.shape[-2:])
-            sizes: Sequence[tuple[int, int]] = [padded] * len(images.sizes)
-            if recipe.boxes == "unpadded":
-                sizes = images.sizes
+            sizes = [padded] * count if recipe.boxes == "padded" else images.sizes
             each = [
-                distil(seen.maps[level], taught[level], batch["boxes"], sizes)
+                distil(own[level], taught[level], looked.people, sizes)
                 for level, distil in zip(LEVELS, self.features, strict=True)
             ]
-            for name in each[0]._fields:
+            for name in FeatureTerms._fields:
                 summed = torch.stack([getattr(level, name) for level in each]).sum()
-                terms[f"dfd_{name}"] = of_all_ranks(summed, len(images.sizes))
+                terms[f"dfd_{name}"] = of_all_ranks(summed, count)
                 weights[f"dfd_{name}"] = recipe.dfd * getattr(recipe, f"dfd_{name}")
-        # These two are of each rank's own maps, which have statistics of their own as batch norms have.
+        # These two are of each rank's own maps, whose statistics differ as those of batch norms do.
         if recipe.pkd:
-            levels = torch.stack([pkd(seen.maps[level], taught[level]) for level in LEVELS])
-            terms["pkd"], weights["pkd"] = of_all_ranks(levels.sum(), len(images.sizes)), recipe.pkd
+            levels = torch.stack([pkd(own[level], taught[level]) for level in LEVELS])
+            terms["pkd"], weights["pkd"] = of_all_ranks(levels.sum(), count), recipe.pkd
         if self.fusion is not None:
             names = (*LEVELS, COARSEST)
-            fused = self.fusion([seen.maps[level] for level in names])
-            context = hierarchical_context(fused, [taught[level] for level in names])
-            terms["reviewkd"], weights["reviewkd"] = of_all_ranks(context, len(images.sizes)), recipe.reviewkd
+            context = hierarchical_context(self.fusion([own[level] for level in names]), [taught[n] for n in names])
+            terms["reviewkd"], weights["reviewkd"] = of_all_ranks(context, count), recipe.reviewkd
         return Losses(terms, weights)
 
 
