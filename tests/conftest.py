@@ -73,7 +73,30 @@ def tiny_root(tmp_path_factory) -> Path:
                 for shot in range(shots):
                     image = render(identity, camera, shot + (5 if part == "gallery" else 0))
                     image.save(folder / f"{identity:04d}_c{camera + 1}_{shot}.png")
+    write_scenes(root / "scenes")
     return root
+
+
+def write_scenes(root: Path) -> None:
+    """Own scenes of the same number of identities: 16 training and 10 gallery frames of two shapes."""
+    from orchestrator.datasets import composed, demo_scenes
+
+    for side, part, frames, identities in (("train", 105, 16, TRAIN_IDENTITIES), ("gallery", 106, 10, 6)):
+        plan = composed.Plan(part, frames, range(1, identities + 1), range(20_000, 20_100), ((48, 64), (64, 48)))
+        rows = ["image,x1,y1,x2,y2,identity,camera"]
+        (root / side / "images").mkdir(parents=True)
+        for frame in range(frames):
+            image, boxes, people = composed.compose(plan, frame, demo_scenes.cut)
+            image.save(root / side / "images" / f"{frame:02d}.png")
+            rows += [
+                f"{frame:02d}.png,{','.join(map(str, box))},{who if who <= identities else ''},{frame % 2}"
+                for box, who in zip(boxes.tolist(), people.tolist(), strict=True)
+            ]
+        (root / side / "boxes.csv").write_text("\n".join(rows) + "\n")
+        assert len({row.split(",")[5] for row in rows[1:]} - {""}) == identities
+    first = {row.split(",")[5]: row for row in reversed(rows[1:])}
+    queries = [row for identity, row in sorted(first.items()) if identity]
+    (root / "query.csv").write_text("\n".join([rows[0], *queries]) + "\n")
 
 
 @pytest.fixture(scope="session")

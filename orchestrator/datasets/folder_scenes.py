@@ -3,6 +3,7 @@
     <data-root>/train/images/….jpg, boxes.csv           trained on; its identities have nothing to do with the others
     <data-root>/gallery/images/….jpg, boxes.csv         searched in
     <data-root>/query.csv                               who is searched: boxes of gallery images
+    or the same below <data-root>/scenes/
 
 ``boxes.csv`` has the columns ``image,x1,y1,x2,y2,identity`` and perhaps ``camera``; ``image`` is a path below
 ``images/``, corners are pixels, an empty identity is a person without one. ``query.csv`` has the same columns. Instead
@@ -54,7 +55,7 @@ def load(data_root: str, evaluate_on: str = "test") -> SearchData:
             that is no person of the gallery, or nobody to search.
     """
     check_test(_NAME, evaluate_on)
-    root = layout.data_folder(_NAME, data_root, _LAYOUT)
+    root = layout.inside(layout.data_folder(_NAME, data_root, _LAYOUT), "scenes")
     rows = {side: _rows(root / side) for side in ("train", "gallery")}
     query = root / "query.csv"
     if not query.is_file():
