@@ -13,7 +13,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from types import ModuleType
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -35,6 +35,19 @@ TRAINING_ONLY = {"training_only": True}
 SINCE_0_4 = {"since": "0.4"}
 
 _OLD_KINDS = {"pruned_vit": "token_pruning"}  # stored by 0.3.0
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What an ONNX file is made of and compared on. Inputs are on the CPU."""
+
+    module: nn.Module  # in eval mode; gives out a tensor or a tuple of them
+    inputs: tuple[Tensor, ...]  # the module is traced with these, and compared
+    input_names: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dynamic_shapes: tuple[Mapping[int, Any], ...] | None = None  # of each input the free ones, by name; None: none
+    checks: tuple[tuple[Tensor, ...], ...] = ()  # more inputs to compare on, such as images of another size
+    reference: nn.Module | None = None  # what the file is compared with, where it is not the module
 
 
 class Network(Protocol):
@@ -77,6 +90,13 @@ class Network(Protocol):
 
     def exportable(self) -> str:
         """Empty, or one sentence why the network has no ONNX graph."""
+        ...
+
+    def graphs(self) -> Mapping[str, Graph]:
+        """Of the deployed network: "" is the main graph, of file NAME.onnx; each other key one of NAME.key.onnx.
+
+        Asked only of a network that is exportable.
+        """
         ...
 
 
@@ -130,6 +150,16 @@ class EmbeddingNetwork(nn.Module):
 
     def exportable(self) -> str:
         return ""
+
+    def graphs(self) -> dict[str, Graph]:
+        return {"": free_batch(self)}
+
+
+def free_batch(network: Network) -> Graph:
+    """The deployed network for any number of images."""
+    inputs, batch = network.example(8), torch.export.Dim("batch", min=1)
+    shapes = tuple({0: batch} for _ in inputs)
+    return Graph(network.deployed(), inputs, network.input_names, network.outputs, shapes)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, nms
 
 from models.network import (
     PIXELS,
+    Graph,
     Pixels,
     at_least_float32,
     shared_copy,
@@ -39,7 +40,7 @@ from models.regions import (
     sampled_anchors,
 )
 
-_SMALLEST = 0.01  # sides of a detection, pixels
+SMALLEST = 0.01  # sides of a detection, pixels
 _POOL = 7  # cells of a pooled region
 
 
@@ -234,7 +235,7 @@ class PersonSearch(nn.Module):
         score_R, kept, scores = logit_R2.float().softmax(1)[:, 1], [], []
         counts = [len(b) for b in proposed]
         for box_n4, score_n in zip(refined(delta_R8, proposed, images.sizes), score_R.split(counts), strict=True):
-            real_n = ((box_n4[:, 2:] - box_n4[:, :2]) >= _SMALLEST).all(1)
+            real_n = ((box_n4[:, 2:] - box_n4[:, :2]) >= SMALLEST).all(1)
             box_n4, score_n = box_n4[real_n], score_n[real_n]
             rows = _best(box_n4, score_n, own.score, own.overlap, own.detections)
             kept.append(box_n4[rows])
@@ -286,7 +287,7 @@ class PersonSearch(nn.Module):
         """Largest difference of a number; boxes in shares of the shorter side. Infinite for another number of boxes."""
         if any(a.shape != b.shape for a, b in zip(ours, exported, strict=True)):
             return float("inf")
-        scales = (self.config.size[0], 1.0, 1.0)
+        scales = (self.config.size[0], 1.0, 1.0)[-len(ours) :]  # a graph may have embeddings alone
         differences = [
             (a - b).abs().max().item() / scale for a, b, scale in zip(ours, exported, scales, strict=True) if a.numel()
         ]
@@ -294,6 +295,11 @@ class PersonSearch(nn.Module):
 
     def exportable(self) -> str:
         return ""
+
+    def graphs(self) -> dict[str, Graph]:
+        from models.person_search_graph import search_graphs  # which says this class in another way
+
+        return search_graphs(self)
 
 
 class _Full(nn.Module):
@@ -321,7 +327,9 @@ class _Full(nn.Module):
 def padded(images_1CHW: Tensor, stride: int = 32) -> Images:
     """One image, padded to a multiple of the stride."""
     height, width = images_1CHW.shape[-2:]
-    return Images(F.pad(images_1CHW, (0, -width % stride, 0, -height % stride)), [(height, width)])
+    # Not -height % stride: with this torch.export sees a multiple, and simple sizes of all maps.
+    below, right = ((n + stride - 1) // stride * stride - n for n in (height, width))
+    return Images(F.pad(images_1CHW, (0, right, 0, below)), [(height, width)])
 
 
 def refined(delta_N8: Tensor, boxes: list[Tensor], sizes: Sizes) -> list[Tensor]:

@@ -23,7 +23,8 @@ from models.network import at_least_float32
 Sizes = Sequence[tuple[int, int]]  # height and width of every image before padding
 HEAD_CODER = (10.0, 10.0, 5.0, 5.0)  # weights of a head's offsets
 _RATIOS = (0.5, 1.0, 2.0)
-_SMALLEST = 1e-3  # sides of a proposal, pixels
+SMALLEST_PROPOSAL = 1e-3  # sides of a proposal, pixels
+OVERLAP = 0.7  # of two proposals of a level
 
 
 class Scored(NamedTuple):
@@ -85,7 +86,7 @@ class Regions(nn.Module):
 
 @torch.no_grad()
 def proposals(
-    scored: Scored, sizes: Sizes, before_nms: int, after_nms: int, least: float = 0.0, iou: float = 0.7
+    scored: Scored, sizes: Sizes, before_nms: int, after_nms: int, least: float = 0.0, iou: float = OVERLAP
 ) -> list[Tensor]:
     """Boxes (n, 4) of every image, by falling score: the best of each level, after NMS of each level apart.
 
@@ -102,7 +103,7 @@ def proposals(
         rows_N = top_N[image]
         box_N4 = decoded(scored.delta_BN4[image, rows_N], scored.anchor_N4[rows_N])
         box_N4, score_N = clip_boxes_to_image(box_N4, size), scored.logit_BN[image, rows_N].sigmoid()
-        real_N = ((box_N4[:, 2:] - box_N4[:, :2]) >= _SMALLEST).all(1) & (score_N >= least)
+        real_N = ((box_N4[:, 2:] - box_N4[:, :2]) >= SMALLEST_PROPOSAL).all(1) & (score_N >= least)
         box_N4, score_N, own_N = box_N4[real_N], score_N[real_N], level_N[real_N]
         found.append(box_N4[batched_nms(box_N4, score_N, own_N, iou)[:after_nms]])
     return found

@@ -11,7 +11,7 @@ from orchestrator import checkpoint, command, tracking
 from orchestrator.command import AFTER_TRAINING, console
 from orchestrator.launch import plan as plans
 from orchestrator.launch import trial
-from orchestrator.onnx_file import export_onnx
+from orchestrator.onnx_file import export_onnx, onnx_files
 
 
 class Format(enum.StrEnum):
@@ -48,6 +48,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     if form is Format.onnx:
         difference = export_onnx(student, folder / f"{name}.onnx")
+        written = onnx_files(student, folder / f"{name}.onnx").values()
         console.print(f"ONNX Runtime and torch differ by at most {difference:.1e} on random images")
         with tempfile.TemporaryDirectory() as whole:
             checkpoint.save_model(whole, student, {**facts, "run_id": run_id}, name)
@@ -55,7 +56,8 @@ def main(
     else:
         extras = checkpoint.load_extras(stored)
         checkpoint.save_model(folder, student, {**facts, "run_id": run_id}, name, extras)
-    console.print(f"{folder / name}.{form.value} and {name}.json")
+        written = [folder / f"{name}.safetensors"]
+    console.print(f"{', '.join(map(str, written))} and {name}.json")
 
 
 if __name__ == "__main__":

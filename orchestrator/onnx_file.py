@@ -1,54 +1,83 @@
-"""A network as an ONNX file that runs without this project."""
+"""A network as ONNX files that run without this project."""
 
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from models.network import Network
+from models.network import Graph, Network
 
 _TOLERANCE = 1e-4  # largest difference between torch and ONNX Runtime, as the network measures it
 
 
 def export_onnx(network: Network, path: Path) -> float:
-    """Writes an ONNX graph of the deployed network with a free batch size, and compares it with torch.
+    """Writes every ONNX graph of the deployed network (:func:`onnx_files`), and compares each with torch.
 
-    Its inputs and outputs are named by the network: "images", and "camera" where it is told the camera.
+    Their inputs and outputs are named by the network: "images", and "camera" where it is told the camera.
 
     Returns:
-        The largest difference on eight random images: of numbers of L2-normalised embeddings, or what the network
-        says is the same.
+        The largest difference on the random images of the network: of numbers of L2-normalised embeddings, or what
+        the network says is the same.
 
     Raises:
-        ValueError: the network has no ONNX graph, or the difference is above 1e-4; there is no file then.
+        ValueError: the network has no ONNX graph, or a difference is above 1e-4; nothing is written then.
     """
-    import onnxruntime
-
     if reason := network.exportable():
         raise ValueError(f"{network.kind} has no ONNX file: {reason}")
-    deployed, inputs = network.deployed().cpu(), network.example(8)
-    batch = torch.export.Dim("batch", min=1)
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    graphs = network.graphs()
+    files = onnx_files(network, path)
+    partial = {key: file.with_name(f"{file.name}.tmp-{os.getpid()}") for key, file in files.items()}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                deployed, inputs, str(partial), input_names=list(network.input_names),
-                output_names=list(network.outputs), dynamic_shapes=tuple({0: batch} for _ in inputs), dynamo=True,
-                external_data=False, verbose=False,
-            )  # fmt: skip
-        session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
-        names = dict(zip(network.input_names, (value.numpy() for value in inputs), strict=True))
-        exported = [torch.from_numpy(value) for value in session.run(list(network.outputs), names)]
-        with torch.no_grad():
-            ours = deployed(*inputs)
-        difference = network.same([ours] if isinstance(ours, torch.Tensor) else list(ours), exported)
-        if not difference <= _TOLERANCE:
-            raise ValueError(f"the ONNX file differs from the student by {difference:.1e}, more than {_TOLERANCE:.0e}")
-        os.replace(partial, path)
+        differences = []
+        for key, graph in graphs.items():
+            _write(graph, partial[key])
+            difference = _difference(graph, partial[key], network.same)
+            if not difference <= _TOLERANCE:
+                raise ValueError(
+                    f"the ONNX file {files[key].name} differs from the student by {difference:.1e}, "
+                    f"more than {_TOLERANCE:.0e}"
+                )
+            differences.append(difference)
+        for key, file in files.items():
+            os.replace(partial[key], file)
     finally:
-        partial.unlink(missing_ok=True)
-    return difference
+        for file in partial.values():
+            file.unlink(missing_ok=True)
+    return max(differences)
+
+
+def onnx_files(network: Network, path: Path) -> dict[str, Path]:
+    """The file of each graph, beside the main one, which is ``path``."""
+    return {key: path.with_suffix(f".{key}.onnx") if key else path for key in network.graphs()}
+
+
+def _write(graph: Graph, file: Path) -> None:
+    for library in ("torch.onnx", "onnx_ir", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            graph.module.cpu(), graph.inputs, str(file), input_names=list(graph.input_names),
+            output_names=list(graph.outputs), dynamic_shapes=graph.dynamic_shapes, dynamo=True,
+            external_data=False, verbose=False,
+        )  # fmt: skip
+
+
+def _difference(graph: Graph, file: Path, same: Callable[[list[Tensor], list[Tensor]], float]) -> float:
+    """The largest one of all inputs; not a number where any is not."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    reference = (graph.reference or graph.module).cpu()
+    found = []
+    for inputs in (graph.inputs, *graph.checks):
+        named = dict(zip(graph.input_names, (value.numpy() for value in inputs), strict=True))
+        exported = [torch.from_numpy(value) for value in session.run(list(graph.outputs), named)]
+        with torch.no_grad():
+            ours = reference(*inputs)
+        found.append(same([ours] if isinstance(ours, Tensor) else list(ours), exported))
+    return torch.tensor(found).max().item()

@@ -135,6 +135,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from models.network import free_batch
+
 
 @dataclass(frozen=True)
 class TableConfig:
@@ -173,6 +175,9 @@ class Table(nn.Module):
 
     def exportable(self):
         return "it is a table" if self.config.sizes[1] == 9 else ""
+
+    def graphs(self):
+        return {"": free_batch(self)}
 
 
 NETWORK = Table

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.network import TRAINING_ONLY, deployed_config, shared_copy
+from models.network import TRAINING_ONLY, Graph, deployed_config, shared_copy
 
 _STRIDE, _REACH = 4, 6.0  # pixels
 
@@ -97,6 +97,9 @@ class BoxEmbedder(nn.Module):
 
     def exportable(self) -> str:
         return "it takes a list of images of different size"
+
+    def graphs(self) -> Mapping[str, Graph]:
+        return {}
 
 
 def _mean(map_CHW: Tensor, box_K4: Tensor) -> Tensor:
