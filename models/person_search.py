@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, nms
+from torchvision.ops.poolers import initLevelMapper
 
 from models.network import (
     PIXELS,
@@ -26,7 +27,7 @@ from models.network import (
     at_least_float32,
     shared_copy,
 )
-from models.pyramid import LEVELS, Pyramid
+from models.pyramid import LEVELS, STRIDES, Pyramid
 from models.regions import (
     HEAD_CODER,
     HeadInput,
@@ -149,6 +150,8 @@ class PersonSearch(nn.Module):
         self.pyramid = Pyramid(config.backbone, config.levels, config.width, pretrained, weights)
         self.regions = Regions(config.levels, config.anchors)
         self.pool = MultiScaleRoIAlign(list(LEVELS), _POOL, sampling_ratio=2)
+        # torchvision would guess them from the first image it sees, wrongly from a very small one, and keep them.
+        self.pool.scales, self.pool.map_levels = [1 / stride for stride in STRIDES], initLevelMapper(2, 5)
         pooled = config.levels * _POOL**2
         self.first = TwoMLPHead(pooled, config.head)
         self.predictor = FastRCNNPredictor(config.head, 2)

@@ -285,7 +285,16 @@ _SMALL = {
     "teacher.epochs": 20,
     "precision": "float32",
 }
-_EMOJI = {"student.size": (120, 160), "teacher.network.size": (120, 160), "queue": 200, "batch.flip": 0.0}
+_EMOJI = {
+    "student.size": (120, 160),
+    "teacher.network.size": (120, 160),
+    "queue": 150,
+    "batch.flip": 0.0,
+    "train.epochs": 10,
+    "fall_epoch": 8,
+    "evaluate_every": 5,
+    "teacher.epochs": 16,
+}
 _BENCHMARKS: dict[str, dict[str, Any]] = {
     "demo": {"data.name": "demo_scenes", **_SMALL},
     "emoji_scenes": {
