@@ -8,7 +8,6 @@ Any network of timm that gives out such maps: ResNets, MobileNets, ConvNeXts …
 import warnings
 
 import timm
-from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -92,14 +91,12 @@ def _narrow_stem(body: nn.Module, channels: int) -> None:
     """timm scales the stages alone: the stem, and what the first stage sees of it, follow here."""
     first = body["layer1"][0]
     body["conv1"], body["bn1"] = nn.Conv2d(3, channels, 7, 2, 3, bias=False), nn.BatchNorm2d(channels)
-    entry, out = first.conv1, first.bn1.num_features
-    first.conv1 = nn.Conv2d(channels, out, entry.kernel_size, entry.stride, entry.padding, bias=False)
-    fresh = [body["conv1"], first.conv1]
-    if isinstance(first, BasicBlock) and channels == out:
-        first.downsample = None
-    elif first.downsample is not None:
-        old = first.downsample[0]
-        first.downsample[0] = nn.Conv2d(channels, old.out_channels, 1, old.stride, bias=False)
+    entry = first.conv1
+    first.conv1 = nn.Conv2d(channels, entry.out_channels, entry.kernel_size, entry.stride, entry.padding, bias=False)
+    fresh, out = [body["conv1"], first.conv1], first.bn1.num_features * first.expansion
+    first.downsample = None
+    if channels != out:
+        first.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out))
         fresh.append(first.downsample[0])
     for convolution in fresh:  # as timm's own
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")

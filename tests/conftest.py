@@ -78,10 +78,10 @@ def tiny_root(tmp_path_factory) -> Path:
 
 
 def write_scenes(root: Path) -> None:
-    """Own scenes of the same number of identities: 16 training and 10 gallery frames of two shapes."""
+    """Own scenes of the same number of identities: 24 training and 10 gallery frames of two shapes."""
     from orchestrator.datasets import composed, demo_scenes
 
-    for side, part, frames, identities in (("train", 105, 16, TRAIN_IDENTITIES), ("gallery", 106, 10, 6)):
+    for side, part, frames, identities in (("train", 105, 24, TRAIN_IDENTITIES), ("gallery", 106, 10, 6)):
         plan = composed.Plan(part, frames, range(1, identities + 1), range(20_000, 20_100), ((48, 64), (64, 48)))
         rows = ["image,x1,y1,x2,y2,identity,camera"]
         (root / side / "images").mkdir(parents=True)
@@ -94,8 +94,8 @@ def write_scenes(root: Path) -> None:
             ]
         (root / side / "boxes.csv").write_text("\n".join(rows) + "\n")
         assert len({row.split(",")[5] for row in rows[1:]} - {""}) == identities
-    first = {row.split(",")[5]: row for row in reversed(rows[1:])}
-    queries = [row for identity, row in sorted(first.items()) if identity]
+    of_identity = [row.split(",")[5] for row in rows[1:]]  # of the gallery
+    queries = [rows[1 + of_identity.index(i)] for i in sorted(set(of_identity) - {""}) if of_identity.count(i) > 1]
     (root / "query.csv").write_text("\n".join([rows[0], *queries]) + "\n")
 
 

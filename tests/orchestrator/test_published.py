@@ -125,7 +125,7 @@ def test_a_source_is_found_by_its_file(tmp_path, monkeypatch):
         "ROW = Published(source='Another', benchmark='sop', row='X', student='A@1', teacher='B@2')\n"
         "BESIDE = {'d3still_alpha': [ROW], 'd3still_ablation': [ROW]}\n"
     )
-    assert published.sources() == ["d3still", "sureid"] and published.beside("d3still_alpha", "sop") == []
+    assert published.sources() == ["d3still", "ddps", "sureid"] and published.beside("d3still_alpha", "sop") == []
     monkeypatch.setattr(published, "__path__", [*published.__path__, str(tmp_path)])
     assert [p.row for p in published.beside("d3still_alpha", "inshop")] == ["X"]
     assert {p.source for p in published.beside("d3still_ablation", "sop")} > {"Another"}

@@ -36,7 +36,9 @@ def test_a_stored_student_scores_as_the_experiment_did(method, student_of, prepa
         expected = made.evaluate(made.task.eval())
     checkpoint.save_model(tmp_path, made.task.student, {"note": 1})
     stored, facts = checkpoint.load_model(tmp_path / "student.safetensors")
-    assert facts["note"] == 1 and stored.classifier is None and type(stored) is type(made.task.student)
+    assert (
+        facts["note"] == 1 and getattr(stored, "classifier", None) is None and type(stored) is type(made.task.student)
+    )
     alone = prepared(method, recipe, "score")  # without training images and the teacher's file
     with torch.no_grad():
         found = find.method(method).score(stored, recipe, alone, where)
@@ -71,7 +73,7 @@ def test_chance_and_the_teacher_s_own_score_are_told(method, tiny_recipe, prepar
     told = prepared(method, tiny_recipe(method)).told()
     assert 0 < told["chance_metrics"]["val/map"] < 1
     assert ("teacher_metrics" in told) == hasattr(tiny_recipe(method), "teacher")
-    assert find.method(method).networks(tiny_recipe(method))[0].startswith(("resnet18", "ResNet18", "vit", "ViT"))
+    assert find.method(method).networks(tiny_recipe(method))[0].startswith(("resnet1", "ResNet18", "vit", "ViT"))
 
 
 def exported(method, student_of, folder, **changes) -> float:

@@ -65,7 +65,7 @@ class PersonSearchMethod(Method):
         if recipe.data.skip_unreadable:
             raise ValueError("skip_unreadable: a frame that is left out may hold somebody who is searched; repair it")
         if recipe.batch.scenes % workers:
-            raise ValueError(f"a batch of batch.scenes = {recipe.batch.scenes} cannot be shared by {workers} workers")
+            raise ValueError(f"a batch of {recipe.batch.scenes} images cannot be shared evenly by {workers} workers")
         check_network("student", recipe.student, recipe)
         if self.distils(recipe):
             if recipe.teacher.network.size != recipe.student.size:
