@@ -1,9 +1,9 @@
-"""Scenes with emoji of five vendors on drawn backgrounds: real artwork, exact boxes, identities across styles.
+"""Scenes with emoji of five vendors on drawn backgrounds: real artwork, exact boxes and identities.
 
     <data-root>/manifest.csv, images.zip        as in orchestrator.datasets.emoji
 
-One motif is an identity; each of its appearances is the drawing of a vendor drawn by lot. 100 motifs of the training
-split are trained on, 80 of the test split are searched; others stand in the frames without identity.
+One motif, in the drawing of one vendor, is an identity; each of its appearances is turned a little, by lot. 100 motifs
+of the training split are trained on, 80 of the test split are searched; others stand in the frames without identity.
 """
 
 import io
@@ -27,6 +27,7 @@ _PLANS = {
     "gallery": composed.Plan(11, 150, range(1, 81), range(81, 400), _SIZES, **_SHAPE),
 }
 _GALLERIES = (25, 75)
+_TURN = 20.0  # degrees, to either side
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def _cut(data_root: str, part: str) -> composed.Cut:
 
 
 def _drawing(archive: Reader, files: dict[int, list[str]], who: int, height: int, rng: np.random.Generator) -> Image:
-    own = files[who]
-    picture = _cut_out(archive, own[int(rng.integers(len(own)))])
+    picture = _cut_out(archive, files[who][who % len(files[who])])
+    picture = picture.rotate(rng.uniform(-_TURN, _TURN), Image.Resampling.BICUBIC, expand=True)
+    picture = picture.crop(picture.getbbox())
     width = max(4, round(picture.width * height / picture.height))
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 

@@ -297,12 +297,7 @@ _EMOJI = {
 }
 _BENCHMARKS: dict[str, dict[str, Any]] = {
     "demo": {"data.name": "demo_scenes", **_SMALL},
-    "emoji_scenes": {
-        "data.name": "emoji_scenes",
-        **_SMALL,
-        "student.size": (120, 160),
-        "teacher.network.size": (120, 160),
-    },
+    "emoji_scenes": {"data.name": "emoji_scenes", **_SMALL, **_EMOJI},
     "cuhk_sysu": {"data.name": "cuhk_sysu", **_PAPER},
     "prw": _PRW,
     "cuhk_sysu_released": {"data.name": "cuhk_sysu", **_PAPER, **_RELEASED},
