@@ -62,8 +62,9 @@ def own_part(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
 def grouped_batches(group: np.ndarray, batch_size: int, key: tuple[int, ...]) -> np.ndarray:
     """A shuffled epoch in whole batches of one group each, as far as that goes: (steps, batch_size).
 
-    What is left of the groups meets in mixed batches, neighbouring groups first; only the incomplete last one is
-    dropped, so an epoch has as many steps as a shuffled one. Batches come in the order in which they fill.
+    What is left of the groups meets in mixed batches, neighbouring groups first; as many images as a shuffled epoch
+    drops are dropped of these, by lot, so that rare shapes are trained on too. Batches come in the order in which they
+    fill, mixed ones last.
 
     Raises:
         ValueError: fewer images than one batch.
@@ -84,5 +85,7 @@ def grouped_batches(group: np.ndarray, batch_size: int, key: tuple[int, ...]) ->
         left.append(order[places[whole:]])
     batches = [rows for _, rows in sorted(found, key=lambda batch: batch[0])]
     rest = np.concatenate(left)
-    batches += list(rest[: len(rest) // batch_size * batch_size].reshape(-1, batch_size))
+    whole = len(rest) // batch_size * batch_size
+    kept = np.sort(np.random.default_rng(np.random.SeedSequence((*key, 1))).permutation(len(rest))[:whole])
+    batches += list(rest[kept].reshape(-1, batch_size))
     return np.stack(batches)

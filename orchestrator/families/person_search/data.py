@@ -331,8 +331,7 @@ def resized_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, i
     >>> resized_size(600, 800, (900, 1500)), resized_size(1080, 1920, (900, 1500))
     ((900, 1200), (843, 1500))
     """
-    shorter, longer = np.float32(min(height, width)), np.float32(max(height, width))
-    scale = float(min(np.float32(size[0]) / shorter, np.float32(size[1]) / longer))
+    scale = min(size[0] / min(height, width), size[1] / max(height, width))
     return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 
