@@ -239,6 +239,12 @@ class DDPS(Task):
         return Losses(terms, weights)
 
 
+def _check_losses(recipe: Recipe) -> None:
+    own, theirs = recipe.student.levels, recipe.teacher.network.levels
+    if recipe.pkd and own != theirs:
+        raise ValueError(f"PKD compares maps of one width: student.levels {own}, teacher.levels {theirs}; set both")
+
+
 _ALONE = {"ld": 0.0, "cd": 0.0, "dfd": 0.0, "pkd": 0.0, "reviewkd": 0.0}
 _PAPER = {"teacher.rate": 0.0024, "teacher.epochs": 20, "teacher.seed": 1, "precision": "float32"}
 _PRW = {
@@ -319,4 +325,5 @@ METHOD = PersonSearchMethod(
     alone=_ALONE,
     wants_memory=lambda recipe: recipe.cd > 0 and recipe.cd_score == "teacher",
     trainer="ddps",
+    check_losses=_check_losses,
 )

@@ -222,9 +222,7 @@ def test_a_fraction_is_inside_every_larger_one_and_numbers_its_identities(own):
 
 @pytest.mark.parametrize("stored", ["on", "off"])
 def test_a_frame_s_table_gives_the_frame(stored, prepared, tiny_recipe, tiny_place):
-    recipe = tiny_recipe(
-        "ddps", **{"run.pixel_cache": stored, "student.size": "24x64", "teacher.network.size": "24x64"}
-    )
+    recipe = tiny_recipe("ddps", **{"run.pixel_cache": stored, "student.size": "24x64", "ld": 0, "cd": 0, "dfd": 0})
     ready = prepared("ddps", recipe)
     frames = data.open_frames(ready, "train", (24, 64))
     assert frames.decodes == (stored == "off") and len(frames.sizes()) == 24

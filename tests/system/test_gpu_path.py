@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import run
+from families import person_search
 from torch import Tensor, nn
 
 from models.embedder import Embedder, EmbedderConfig
+from models.person_search import PersonSearch
 from models.token_pruning import PrunedViT
 from orchestrator import find
 from orchestrator.datasets import augmentation, person_views
 from orchestrator.families.asymmetric import job, pairs
 from orchestrator.families.asymmetric.recipe import is_supervised, used_views
+from orchestrator.families.person_search import training
+from orchestrator.families.person_search.recipe import network_config
 from orchestrator.families.retrieval.recipe import EmbedderRecipe, embedder_config
 from orchestrator.families.token_pruning import networks, views
 from orchestrator.method import Batch, Task
@@ -132,7 +136,50 @@ def token_pruning_step(name: str, real: bool, **changes: Any) -> tuple[Task, Bat
     return find.method(name).task(recipe, student, teacher), batch
 
 
-STEPS = {"retrieval": retrieval_step, "asymmetric": asymmetric_step, "token_pruning": token_pruning_step}
+class LossesAlone(nn.Module):
+    """The losses of a person search: what they are made from is sampled before, for which the host waits."""
+
+    def __init__(self, task: Task):
+        super().__init__()
+        self.task = task
+
+    def forward(self, looked: Any) -> Any:
+        return self.task.losses(looked)
+
+
+def person_search_step(name: str, real: bool, **changes: Any) -> tuple[nn.Module, Any]:
+    recipe = changed(find.recipe(name, "folder"), {**person_search.TINY, **changes})
+    student = training.build(recipe, CLASSES)
+    teacher = memory = None
+    if find.method(name).distils(recipe):
+        teacher = PersonSearch(network_config(recipe, recipe.teacher.network)).eval()
+        memory = training.memory(recipe.memory, recipe.detector.dim, CLASSES)
+    task = find.method(name).task(recipe, student, teacher, memory).train()
+    boxes = [torch.tensor([[4.0, 4, 20, 40], [30, 2, 50, 45]]), torch.zeros(0, 4)]
+    batch = {
+        "frames": torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), "sizes": [(48, 64), (64, 48)],
+        "boxes": boxes, "identity": [torch.tensor([3, 5555]), torch.zeros(0, dtype=torch.int64)], "draws": [1, 2],
+    }  # fmt: skip
+    # Values alone, as if a network had just computed them: what it computes is watched by nobody here.
+    return LossesAlone(task), detached(task.look(batch))
+
+
+def detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().requires_grad_(value.is_floating_point())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(detached, value))
+    if isinstance(value, list):
+        return [detached(v) for v in value]
+    return {k: detached(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+STEPS = {
+    "person_search": person_search_step,
+    "retrieval": retrieval_step,
+    "asymmetric": asymmetric_step,
+    "token_pruning": token_pruning_step,
+}
 
 
 # --- Cases: methods × modes × places of the teacher's embeddings, and what a method does differently inside
@@ -146,6 +193,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "csd": ({"neighbours": "train"},),
     "d3still": ({"mode": "paper", "views": "recorded", "double_losses": True}, {"mode": "repo", "views": "online"},
                 {"views": "clean", "reading": "A", "ties": "reference", "pairwise": 1.0, "differential": 1.0},),
+    "ddps": (
+        {}, {"ld": 0.0, "cd": 0.0, "dfd": 0.0}, {"regions": "teacher", "cd_reduction": "mean", "boxes": "unpadded"},
+        {"dfd": 0.0, "pkd": 6.0, "teacher.network.levels": 8}, {"dfd": 0.0, "reviewkd": 1.2},
+    ),
     "rop": ({"neighbours": "train"},),
     "supervised": ({}, {"erase_fill": "zero"}),
     "sureid": (

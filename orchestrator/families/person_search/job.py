@@ -43,6 +43,7 @@ class PersonSearchMethod(Method):
         alone: recipe settings without which there is a teacher: a teacher is trained with them.
         wants_memory: whether a recipe looks at the teacher's memory of identities.
         trainer: method by whose recipes a teacher is trained; it has the fields of ``alone``.
+        check_losses: raises ValueError for values of the paper's own that do not go together.
     """
 
     family = "person_search"
@@ -50,10 +51,10 @@ class PersonSearchMethod(Method):
 
     def __init__(
         self, paper: str, recipes: Mapping[str, SearchRecipe], task: MakeTask, alone: Mapping[str, Any],
-        wants_memory: Callable[[Any], bool], trainer: str,
+        wants_memory: Callable[[Any], bool], trainer: str, check_losses: Callable[[Any], None],
     ) -> None:  # fmt: skip
         self.paper, self.recipes, self.task = paper, recipes, task
-        self.alone, self.wants_memory, self.trainer = alone, wants_memory, trainer
+        self.alone, self.wants_memory, self.trainer, self.check_losses = alone, wants_memory, trainer, check_losses
 
     def distils(self, recipe: Any) -> bool:
         """Whether there is a teacher."""
@@ -74,12 +75,20 @@ class PersonSearchMethod(Method):
                     f"the teacher looks at the student's images and boxes; set both"
                 )
             check_network("teacher.network", recipe.teacher.network, recipe, starts=not recipe.teacher.weights)
+        self.check_losses(recipe)
 
     def needs(self, recipe: Any, place: Place, purpose: Literal["train", "score"] = "train") -> dict[str, Need]:
         sides = ("gallery",) if purpose == "score" else data.SIDES
         found = data.side_needs(recipe.data, recipe.run, recipe.student.size, place, *sides)
         if purpose == "score":
             return found
+        asked = {"batch.scenes": recipe.batch.scenes} | (
+            {"teacher.scenes": recipe.teacher.scenes} if self.distils(recipe) else {}
+        )
+        for name, scenes in asked.items():
+            if scenes > found["train"].how["images"]:
+                frames = found["train"].how["images"]
+                raise ValueError(f"{name} ({scenes}) is more than the {frames:,} training frames; lower it")
         searched = {role: need for role, need in found.items() if role.startswith("gallery")}
         references: dict[str, Any] = {"search": flat(recipe.search)}
         if self.distils(recipe):
