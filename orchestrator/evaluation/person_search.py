@@ -139,7 +139,8 @@ def evaluate_search(
         right = _found(held, similarity_G, frame_G, box_G4)
         at_least_P = _at_least(similarity_G, similarity_G[right])
         precision_Q[query] = _precision_of(similarity_G[right], at_least_P) * len(right) / max(len(held), 1)
-        found_QK[query] = [bool((at_least_P <= k).any()) for k in TOP]
+        wrong_P = at_least_P - _at_least(similarity_G[right], similarity_G[right])  # before each, ties against it
+        found_QK[query] = [bool((wrong_P < k).any()) for k in TOP]
     top = found_QK.mean(0) if queries else np.zeros(len(TOP))
     return Search(float(precision_Q.mean()) if queries else 0.0, *map(float, top), precision_Q, found_QK)
 
