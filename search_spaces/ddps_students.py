@@ -3,6 +3,7 @@
 from search_spaces._space import SearchSpace
 
 _ALONE = {"ld": 0.0, "cd": 0.0, "dfd": 0.0}
+# Its stem stays as it was drawn, as in the public code; --set student.freeze_stem=false trains it.
 _HALF = {"student.name": "resnet18.tv_in1k", "student.width": 0.5, "student.pretrained": False}
 _MOBILE = {"student.name": "mobilenetv2_100.ra_in1k", "student.width": 1.0}
 _WHOLE = {"student.name": "resnet18.tv_in1k", "student.width": 1.0}

@@ -7,6 +7,7 @@ import pytest
 from orchestrator import find, published
 from orchestrator.published import d3still, sureid
 from orchestrator.published.d3still import ABLATION, REPOSITORY, REPOSITORY_ABLATION, TABLE_4
+from orchestrator.recipe import changed
 
 EVERYTHING = [
     *ABLATION,
@@ -135,3 +136,21 @@ def test_other_networks_are_shown_where_they_are_run():
     shown = {p.benchmark for p in published.beside("asymmetric_baselines", "sop_repo_swin")}
     assert "sop_repo_swin" in shown and not shown & {"inshop_repo_swin", "msmt17_repo_ibn", "cub200_repo_large"}
     assert published.network("swinv2_tiny_window8_256.ms_in1k", (256, 256)) == "SwinV2-T@256"
+
+
+def test_ddps_rows_are_those_of_the_repository():
+    from orchestrator.published import ddps
+
+    assert len(ddps.TABLE) == 14 and {p.benchmark for p in ddps.TABLE} == {"cuhk_sysu", "prw"}
+    found = {(p.row, p.benchmark): p.scores for p in ddps.TABLE}
+    assert found["R18 + DDPS", "prw"] == {"map": 41.93, "top1": 79.58}
+    assert found["R18 ×0.5", "cuhk_sysu"] == {"map": 79.23, "top1": 81.34}
+    assert found[published.TEACHER, "cuhk_sysu"] == {"map": 91.96, "top1": 92.72}
+    assert {(p.row, p.benchmark) for p in ddps.TABLE if p.note} == {("R18", "cuhk_sysu"), ("MobileNetV2", "cuhk_sysu")}
+    for name in ("ddps_students", "ddps_modules"):
+        rows = {p.row for p in ddps.BESIDE[name]} - {published.TEACHER}
+        assert rows <= set(find.space(name).cells), "every printed row has a cell of its name"
+    cells = find.space("ddps_students").cells
+    for row in {p.row: p for p in ddps.TABLE if p.row != published.TEACHER}.values():
+        recipe = changed(find.recipe("ddps", "cuhk_sysu"), cells[row.row])
+        assert find.method("ddps").networks(recipe) == (row.student, row.teacher)
