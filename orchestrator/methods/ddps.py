@@ -7,7 +7,7 @@ box (LD), how alike it finds the people (CD), and its feature maps, people and b
     python -m orchestrator.train ddps --on demo
     python -m orchestrator.sweep ddps_modules --on prw --data-root DIR
 
-Two minutes on the demo. On PRW and CUHK-SYSU a ResNet-50 teacher is trained first; about half a GPU day each.
+Two minutes on the demo. On PRW and CUHK-SYSU a ResNet-50 teacher is trained first; neither was run here.
 
 The paper's text was not available: formulas and numbers are those of the authors' public code. Where it does what the
 paper cannot mean, the default is what is meant, and the release's behaviour is another value of the field: "cd_score",

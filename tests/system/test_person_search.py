@@ -312,6 +312,14 @@ def test_a_trial_reads_no_frame_that_is_stored(tiny_recipe, prepared, tiny_place
     assert set(method.pictures(made.task.student, recipe, ready, scored, where)) == {"matches", "looks"}
 
 
+def test_frames_that_are_not_stored_are_decoded_by_other_processes(experiment):
+    off = {"run.pixel_cache": "off", **ALONE}
+    here, there = (first(experiment(**off, **{"run.loader_workers": n})) for n in (0, 2))
+    assert torch.equal(here["frames"], there["frames"]) and here["names"] == there["names"]
+    stored = first(experiment(**ALONE))
+    assert 0 < (here["frames"].float() - stored["frames"].float()).abs().mean() < 3  # JPEG
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 

@@ -98,8 +98,11 @@ def _described(data: Data, place: Place, side: str) -> tuple[SceneSet, dict[str,
 
 
 def is_cached(run: Run, size: tuple[int, int]) -> bool:
-    """Whether frames are kept as JPEG at training size: where it is asked for, or where they are small."""
-    return run.pixel_cache == "on" or (run.pixel_cache == "auto" and size[0] * size[1] <= 128 * 160)
+    """Whether frames are kept as JPEG at training size, decoded once: where it is asked for, or where they are small.
+
+    JPEG of quality 95 changes pixels a little, so what is trained on such frames has a key of its own.
+    """
+    return run.pixel_cache == "on" or (run.pixel_cache == "auto" and size[0] * size[1] <= 128 * 128)
 
 
 # --- making -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 # Shape legend: F = frames of the gallery, Q = queries, D = embedding width, n = detections and m = people of a frame.
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from orchestrator.datasets.images import fetch
 from orchestrator.datasets.scenes import Gallery
 from orchestrator.evaluation.person_search import Search as Scores
 from orchestrator.evaluation.person_search import evaluate_detection, evaluate_search
-from orchestrator.families.person_search.data import UNLABELLED, Frames, Searched
+from orchestrator.families.person_search.data import UNLABELLED, Searched
 from orchestrator.families.person_search.recipe import Search
 from orchestrator.method import Evaluation
 
@@ -44,10 +43,11 @@ def embedded(network: PersonSearch, searched: Searched, device: torch.device, wo
     count = len(searched.scenes)
     share = -(-count // distributed.world_size())
     own = range(min(count, distributed.rank() * share), min(count, (distributed.rank() + 1) * share))
+    ahead = workers if searched.frames.decodes else 0
     queries_of = [np.flatnonzero(searched.queries.frame_Q == frame) for frame in range(count)]
     parts = [
         _of_frame(network, searched, frame, queries_of[frame], pixels, device)
-        for frame, pixels in zip(own, _ahead(searched.frames, own, workers), strict=True)
+        for frame, pixels in zip(own, fetch(searched.frames, own, ahead), strict=True)
     ]
     network.train(was_training)
     dim = network.config.dim
@@ -60,18 +60,6 @@ def embedded(network: PersonSearch, searched: Searched, device: torch.device, wo
         true.append(rows[:people_here])
         query_QD[queries_of[frame]] = rows[people_here:]
     return Found([p[:, :5] for p in people], [p[:, 5:] for p in people], true, query_QD)
-
-
-def _ahead(frames: Frames, own: range, workers: int) -> Iterator[Tensor]:
-    return fetch(_First(frames), [[frame] for frame in own], workers if frames.decodes else 0)
-
-
-@dataclass(frozen=True)
-class _First:
-    frames: Frames
-
-    def __call__(self, numbers: list[int]) -> Tensor:
-        return self.frames(numbers[0])
 
 
 def _of_frame(

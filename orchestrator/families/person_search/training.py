@@ -3,7 +3,7 @@
 # Shape legend: B = scenes of one rank's batch, R and P = rows of the first and the second head, D = embedding width.
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -118,6 +118,6 @@ def people_rows(seen: Trained, places: int) -> dict[str, Tensor]:
     return {"embedding": in_places(embedding, places), "label": in_places(label_P[rows], places)}
 
 
-def remember(own: OIM, kept: dict[str, Tensor] | Sequence) -> None:
+def remember(own: OIM, kept: Mapping[str, Tensor]) -> None:
     """The rows of all ranks, in rank order, go into the memory."""
     own.update(*(distributed.gather_without_gradient(kept[name]) for name in ("embedding", "label")))
