@@ -136,7 +136,7 @@ def learning_rate(train: StepTrain, progress: Progress, steps: int) -> float:
     a tenth after ``fall_epoch``.
 
     >>> train = StepTrain()
-    >>> [learning_rate(train, Progress(e, s, 0.0), 10) for e, s in ((1, 0), (1, 9), (16, 150), (17, 160))]
+    >>> [round(learning_rate(train, Progress(e, s, 0.0), 10), 7) for e, s in ((1, 0), (1, 9), (16, 150), (17, 160))]
     [3e-06, 0.003, 0.003, 0.0003]
     """
     warmup = train.warmup_epochs * steps - 1
