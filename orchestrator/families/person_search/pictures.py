@@ -40,7 +40,8 @@ def matches(searched: Searched, found: Found, own: Search) -> Panel:
         queries.append(drawn(searched, frame, [box_4], 0, side))
         row, right = [], []
         for place, number, is_person in nearest(searched, found, own, query, _RESULTS):
-            row.append(drawn(searched, place, found.detections[place][:, :4], number, side))
+            certain = int((found.detections[place][:, 4] >= own.least_score).sum())  # by falling score
+            row.append(drawn(searched, place, found.detections[place][:certain, :4], number, side))
             right.append(is_person)
         while len(row) < _RESULTS:  # fewer detections than places
             row.append(np.full_like(queries[-1], 255))
@@ -48,7 +49,7 @@ def matches(searched: Searched, found: Found, own: Search) -> Panel:
         results.append(row)
         correct.append(right)
     return Panel(
-        "People who are searched (left, yellow) and who is most like them, among all that was detected (grey)",
+        "Who is searched, and who of all detected is most alike",
         np.array(queries), np.array(results), np.array(correct),
     )  # fmt: skip
 
