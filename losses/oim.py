@@ -50,6 +50,11 @@ class OIM(nn.Module):
                 f"OIM needs a width and identities above 0 and a queue of at least 0, got {dim}, {num_identities}, "
                 f"{queue_size}"
             )
+        if num_identities >= UNLABELLED:
+            raise ValueError(
+                f"{num_identities} identities: label {UNLABELLED} stands for a person without one, so there may be "
+                f"{UNLABELLED - 1:,} at most; train on a part of the data"
+            )
         if not 0 <= momentum < 1 or scale <= 0:
             raise ValueError(f"momentum must be in [0, 1) and scale above 0, got {momentum} and {scale}")
         self.momentum, self.scale = momentum, scale

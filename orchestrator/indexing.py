@@ -71,7 +71,10 @@ def indexed(images: ImageSet, root: str | Path, skip_unreadable: bool = False, p
     return checked(images, index(images, root, progress), skip_unreadable)
 
 
-def checked(images: ImageSet, table: cache.Rows, skip_unreadable: bool = False) -> ImageSet:
+_REMEDY = "repair them or leave them out with --set skip_unreadable=true"
+
+
+def checked(images: ImageSet, table: cache.Rows, skip_unreadable: bool = False, remedy: str = _REMEDY) -> ImageSet:
     """The set as its table holds it; see :func:`indexed`."""
     broken = np.flatnonzero(table.all("readable")[:, 0] == 0)
     if len(broken):
@@ -79,7 +82,7 @@ def checked(images: ImageSet, table: cache.Rows, skip_unreadable: bool = False) 
         named = ", ".join(keys) + (", …" if len(broken) > _UNREADABLE_NAMED else "")
         message = f"{images.name}: {len(broken)} of {len(images)} images cannot be read: {named}"
         if not skip_unreadable:
-            raise OSError(f"{message}; repair them or leave them out with --set skip_unreadable=true")
+            raise OSError(f"{message}; {remedy}")
         warnings.warn(f"{message}; left out", stacklevel=2)
     found = open_index(table.folder, images.name, images.reader, images.camera is not None)
     readable = np.flatnonzero(table.all("readable")[:, 0])

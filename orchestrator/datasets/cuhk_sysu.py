@@ -18,7 +18,7 @@ import numpy as np
 
 from losses.oim import UNLABELLED
 from orchestrator.datasets import layout
-from orchestrator.datasets.scenes import Gallery, Queries, SceneSet, SearchData, check_test, matlab, scene_set
+from orchestrator.datasets.scenes import Gallery, Queries, SceneSet, SearchData, check_test, laid_out, matlab, scene_set
 
 SIZES = ("100", "50", "500", "1000", "2000", "4000")  # of the galleries; the first is the usual one
 _LAYOUT = "Image/SSM/*.jpg and annotation/*.mat"
@@ -34,7 +34,9 @@ def load(data_root: str, evaluate_on: str = "test") -> SearchData:
     for side in ("train", "gallery"):
         _check_counts(side, getattr(found, side), _COUNTS[side])
     if len(found.queries) != _COUNTS["queries"]:
-        raise ValueError(f"cuhk_sysu: {len(found.queries)} queries, expected {_COUNTS['queries']:,}")
+        raise ValueError(
+            f"cuhk_sysu: {len(found.queries)} queries, expected {_COUNTS['queries']:,}; is it the right release?"
+        )
     return found
 
 
@@ -46,27 +48,32 @@ def read(root: Path, images: str = "Image/SSM") -> SearchData:
         ValueError: a file without the expected field.
     """
     annotation, split = root / "annotation", root / "annotation" / "test" / "train_test"
-    boxes = {_text(entry["imname"]): _boxes(entry["box"]) for entry in _cells(annotation / "Images.mat", "Img")}
-    pool = [_text(name) for name in _cells(annotation / "pool.mat", "pool")]
+    with laid_out("cuhk_sysu", annotation / "Images.mat"):
+        boxes = {_text(entry["imname"]): _boxes(entry["box"]) for entry in _cells(annotation / "Images.mat", "Img")}
+    with laid_out("cuhk_sysu", annotation / "pool.mat"):
+        pool = [_text(name) for name in _cells(annotation / "pool.mat", "pool")]
     if missing := [name for name in pool if name not in boxes]:
         raise ValueError(f"cuhk_sysu: pool.mat has {missing[0]}, which Images.mat has not")
     identity = {name: np.full(len(box), UNLABELLED) for name, box in boxes.items()}
-    for number, person in enumerate(_cells(split / "Train.mat", "Train"), 1):
-        for scene in _entries(_entries(person)[0]["scene"]):
-            _assign(identity, boxes, scene, number)
+    with laid_out("cuhk_sysu", split / "Train.mat"):
+        for number, person in enumerate(_cells(split / "Train.mat", "Train"), 1):
+            for scene in _entries(_entries(person)[0]["scene"]):
+                _assign(identity, boxes, scene, number)
     first = next(s for s in ("50", *SIZES) if (split / f"TestG{s}.mat").is_file() or s == SIZES[-1])
     entries = _cells(split / f"TestG{first}.mat", f"TestG{first}")
-    for number, person in enumerate(entries, 1):
-        for scene in [_entries(person["Query"])[0], *_held(person)]:
-            _assign(identity, boxes, scene, number)
     train = sorted(set(boxes) - set(pool))
     frame = {name: i for i, name in enumerate(pool)}
-    queries = [_entries(person["Query"])[0] for person in entries]
-    box_Q4 = np.array([_corners(_box(q)[None])[0] for q in queries]).reshape(-1, 4)
+    with laid_out("cuhk_sysu", split / f"TestG{first}.mat"):
+        for number, person in enumerate(entries, 1):
+            for scene in [_entries(person["Query"])[0], *_held(person)]:
+                _assign(identity, boxes, scene, number)
+        queries = [_entries(person["Query"])[0] for person in entries]
+        box_Q4 = np.array([_corners(_box(q)[None])[0] for q in queries]).reshape(-1, 4)
+        frame_Q = np.array([_frame(frame, q) for q in queries], np.int64)
     return SearchData(
         train=_set("cuhk_sysu/train", root / images, train, boxes, identity),
         gallery=_set("cuhk_sysu/gallery", root / images, pool, boxes, identity),
-        queries=Queries(np.array([frame[_text(q["imname"])] for q in queries]), box_Q4),
+        queries=Queries(frame_Q, box_Q4),
         galleries={
             size: _gallery(split / f"TestG{size}.mat", f"TestG{size}", frame)
             for size in SIZES
@@ -77,12 +84,19 @@ def read(root: Path, images: str = "Image/SSM") -> SearchData:
 
 def _gallery(path: Path, field: str, frame: dict[str, int]) -> Gallery:
     frames, targets = [], []
-    for person in _cells(path, field):
-        entries = _entries(person["Gallery"])
-        frames.append(np.array([frame[_text(entry["imname"])] for entry in entries], np.int64))
-        held = _held(person)
-        targets.append({frame[_text(e["imname"])]: _corners(_box(e)[None])[0] for e in held})
+    with laid_out("cuhk_sysu", path):
+        for person in _cells(path, field):
+            frames.append(np.array([_frame(frame, entry) for entry in _entries(person["Gallery"])], np.int64))
+            targets.append({_frame(frame, e): _corners(_box(e)[None])[0] for e in _held(person)})
     return Gallery(frames, targets)
+
+
+def _frame(frame: dict[str, int], entry: Any) -> int:
+    """Number of the gallery's frame that an entry is in."""
+    name = _text(entry["imname"])
+    if name not in frame:
+        raise ValueError(f"cuhk_sysu: {name} is searched, and pool.mat has no such frame; is it the right release?")
+    return frame[name]
 
 
 def _held(person: Any) -> list[Any]:
@@ -130,7 +144,8 @@ def _check_counts(side: str, found: SceneSet, expected: tuple[int, int, int]) ->
     if counts[0] != expected[0] or counts[2] != expected[2] or (counts[1] != expected[1] and not close):
         raise ValueError(
             f"cuhk_sysu/{side}: {counts[0]:,} frames, {counts[1]:,} boxes, {counts[2]:,} identities; "
-            f"expected {expected[0]:,}, {expected[1]:,} and {expected[2]:,}"
+            f"expected {expected[0]:,}, {expected[1]:,} and {expected[2]:,}; is the data set "
+            f"complete, and the right release?"
         )
     if counts[1] != expected[1]:
         warnings.warn(f"cuhk_sysu/{side}: {counts[1]:,} boxes, papers count {expected[1]:,} or so", stacklevel=3)

@@ -32,6 +32,7 @@ from orchestrator.datasets.scenes import Queries, SceneSet, SearchData, check_te
 
 _NAME = "folder_scenes"
 _LAYOUT = "{train,gallery}/images/*, {train,gallery}/boxes.csv (or boxes.json) and query.csv"
+_LARGEST = 2**31  # of a corner, pixels
 _COLUMNS = ("image", "x1", "y1", "x2", "y2", "identity")
 
 
@@ -192,7 +193,9 @@ def _corners(where: str, values: Sequence[Any]) -> tuple[float, float, float, fl
         x1, y1, x2, y2 = map(float, values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{_NAME}: {where}: corners {list(values)} must be four numbers x1, y1, x2, y2") from error
-    if not (np.isfinite([x1, y1, x2, y2]).all() and round(x2) > round(x1) and round(y2) > round(y1)):
+    if not all(abs(value) < _LARGEST for value in (x1, y1, x2, y2)):  # nor is NaN
+        raise ValueError(f"{_NAME}: {where}: corners {x1:g},{y1:g},{x2:g},{y2:g} are no places in an image; mend them")
+    if not (round(x2) > round(x1) and round(y2) > round(y1)):
         raise ValueError(
             f"{_NAME}: {where}: box {x1:g},{y1:g},{x2:g},{y2:g} has no area; x2 > x1 and y2 > y1 are needed"
         )

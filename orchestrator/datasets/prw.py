@@ -23,6 +23,7 @@ from orchestrator.datasets.scenes import (
     check_test,
     full_gallery,
     gallery_without,
+    laid_out,
     matlab,
     numbered,
     scene_set,
@@ -42,9 +43,14 @@ def load(data_root: str, evaluate_on: str = "test") -> SearchData:
         own: SceneSet = getattr(found, side)
         counts = len(own), len(own.box_N4), own.num_identities
         if counts != _COUNTS[side]:
-            raise ValueError(f"prw/{side}: frames, boxes, identities are {counts}, expected {_COUNTS[side]}")
+            raise ValueError(
+                f"prw/{side}: frames, boxes, identities are {counts}, expected {_COUNTS[side]}; "
+                f"is the data set complete, and the right release?"
+            )
     if len(found.queries) != _COUNTS["queries"]:
-        raise ValueError(f"prw: {len(found.queries)} queries, expected {_COUNTS['queries']:,}")
+        raise ValueError(
+            f"prw: {len(found.queries)} queries, expected {_COUNTS['queries']:,}; is it the right release?"
+        )
     return found
 
 
@@ -64,8 +70,15 @@ def read(root: Path) -> SearchData:
         identity, *box, name = row
         if name not in frame:
             raise ValueError(f"prw: query_info.txt has {name}, which frame_test.mat has not")
-        x, y, width, height = map(float, box)
-        identities.append(int(identity))
+        try:
+            x, y, width, height = map(float, box)
+            identities.append(int(identity))
+        except ValueError as error:
+            raise ValueError(
+                f"prw: query_info.txt: {' '.join(row)!r} must be identity x y width height name"
+            ) from error
+        if not np.isfinite([x, y, width, height]).all():
+            raise ValueError(f"prw: query_info.txt: {' '.join(row)!r} has a box that is no place in a frame")
         boxes.append(np.array([x, y, x + width, y + height]).astype(np.int32).clip(min=0))
         frames.append(frame[name])
     queries = Queries(np.array(frames, np.int64), np.array(boxes, np.int32).reshape(-1, 4))
@@ -93,9 +106,12 @@ def _rows(path: Path) -> np.ndarray:
     field = next((f for f in _FIELDS if f in stored), None)
     if field is None:
         raise ValueError(f"prw: {path} has none of {', '.join(_FIELDS)}")
-    rows = np.asarray(stored[field], np.float64)
+    with laid_out("prw", path):
+        rows = np.asarray(stored[field], np.float64)
     if rows.ndim != 2 or rows.shape[1] != 5:
         raise ValueError(f"prw: {field} of {path} is {rows.shape}, expected (n, 5): identity x y w h")
+    if not np.isfinite(rows).all():
+        raise ValueError(f"prw: {field} of {path} has a number that is not finite; take the annotation as released")
     return np.concatenate([rows[:, :1], rows[:, 1:].clip(min=0)], axis=1)
 
 

@@ -7,7 +7,8 @@ and in some of them the box of the person.
 
 # Shape legend: F = frames, N = boxes of all frames, Q = queries.
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -153,6 +154,19 @@ def matlab(name: str, path: Path, layout: str) -> dict[str, Any]:
         return loadmat(path)
     except Exception as error:  # whatever scipy makes of such a file
         raise ValueError(f"{name}: {path} cannot be read: {error}") from error
+
+
+@contextmanager
+def laid_out(name: str, path: Path) -> Iterator[None]:
+    """Whatever a file of another layout makes its reader raise becomes a ValueError that names the file."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        if str(error).startswith(f"{name}: "):
+            raise
+        raise ValueError(
+            f"{name}: {path} is not laid out as the release's ({error}); take the annotation as it was released"
+        ) from error
 
 
 def check_test(name: str, evaluate_on: str) -> None:

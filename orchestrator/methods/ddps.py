@@ -13,7 +13,8 @@ The paper's text was not available: formulas and numbers are those of the author
 paper cannot mean, the default is what is meant, and the release's behaviour is another value of the field: "cd_score",
 "boxes", and "reviewkd_trained". Its configurations train some students alone with other settings than their distilled
 twins; ``cuhk_sysu`` trains both alike, and ``cuhk_sysu_released`` with ``cuhk_sysu_released_alone`` are as released
-(MobileNetV2 alone: also ``--set student.pretrained=false``).
+for ResNet-18;
+``cuhk_sysu_released_mobilenet`` and ``cuhk_sysu_released_mobilenet_alone`` for MobileNetV2.
 """
 
 from collections.abc import Mapping
@@ -258,6 +259,13 @@ _PRW = {
     "context_people": 4,
 }
 _RELEASED = {"cd_score": "constant", "boxes": "unpadded", "by_aspect": False}
+_MOBILE = {
+    "student.name": "mobilenetv2_100.ra_in1k",
+    "batch.scenes": 2,
+    "train.rate": 0.0012,
+    "train_proposals": 1000,
+    "proposal_score": 0.05,
+}
 # Small networks from scratch on a CPU.
 _NETWORK = {"size": (96, 128), "levels": 32, "head": 64, "pretrained": False, "freeze_stem": False}
 _SMALL = {
@@ -271,6 +279,7 @@ _SMALL = {
     "dim": 32,
     "anchors": (16, 32, 64, 96, 128),
     "detector.proposals": 100,
+    "train_candidates": 200,
     "train_proposals": 200,
     "sampled_anchors": 64,
     "sampled_boxes": 32,
@@ -313,6 +322,15 @@ _BENCHMARKS: dict[str, dict[str, Any]] = {
         **_RELEASED,
         **_ALONE,
         "student.freeze_norms": True,
+    },
+    "cuhk_sysu_released_mobilenet": {"data.name": "cuhk_sysu", **_PAPER, **_RELEASED, **_MOBILE},
+    "cuhk_sysu_released_mobilenet_alone": {
+        "data.name": "cuhk_sysu",
+        **_PAPER,
+        **_RELEASED,
+        **_MOBILE,
+        **_ALONE,
+        "student.pretrained": False,
     },
     "prw_released": {**_PRW, **_RELEASED},
     "folder": {"data.name": "folder_scenes", **_PAPER, "queue": 500},

@@ -371,6 +371,8 @@ def test_oim_refuses_an_identity_that_is_none_and_writes_nothing(label):
     for settings in ((0, 1, 1), (1, 0, 1), (1, 1, -1), (1, 1, 1, 1.0), (1, 1, 1, 0.5, 0.0)):
         with pytest.raises(ValueError, match=r"OIM needs|momentum must be"):
             OIM(*settings)
+    with pytest.raises(ValueError, match="5555 identities: label 5555 stands for a person without one"):
+        OIM(1, 5555, 0)
 
 
 def test_oim_s_state_is_its_buffers():

@@ -20,8 +20,8 @@ from orchestrator.datasets.scenes import SearchData
 from orchestrator.families.person_search import data
 from orchestrator.families.person_search.batches import LoadScenes, SceneRequests
 from orchestrator.families.person_search.recipe import Batches
-from orchestrator.needs import Place
-from orchestrator.recipe import Data
+from orchestrator.needs import Place, silent
+from orchestrator.recipe import Data, changed
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,8 @@ def test_images_without_boxes_are_background(own):
         ("query.csv", [("\n", "\n00.png,1,1,9,9,stranger,0\n")], "identity 'stranger' is in no other gallery image"),
         ("query.csv", [("\n", "\n00.png,1,1,9,9,,0\n")], "a query without identity cannot be right or wrong"),
         ("gallery/boxes.csv", [("\n", "\n00.png,5,5,5,9,1,0\n")], r"box 5,5,5,9 has no area"),
-        ("gallery/boxes.csv", [("\n", "\n00.png,5,5,nan,9,1,0\n")], "has no area"),
+        ("gallery/boxes.csv", [("\n", "\n00.png,5,5,nan,9,1,0\n")], "corners 5,5,nan,9 are no places in an image"),
+        ("gallery/boxes.csv", [("\n", "\n00.png,5,5,1e12,9,1,0\n")], r"corners 5,5,1e\+12,9 are no places in an image"),
         ("gallery/boxes.csv", [("\n", "\n00.png,5,5\n")], "line 2 has too few fields"),
         ("gallery/boxes.csv", [("\n", "\n01.png,1,1,9,9,1,7\n")], r"gallery image '01.png' has cameras \['1', '7'\]"),
     ],
@@ -209,6 +210,31 @@ def test_a_box_that_no_frame_can_have_is_named(own):
     found.box_N4[4] = [5, 5, 5, 9]
     with pytest.raises(ValueError, match="has no area"):
         data.check_boxes(found, sizes)
+
+
+def test_a_query_outside_its_frame_is_named(own, tmp_path):
+    shutil.copytree(own, tmp_path / "data")
+    line = (own / "query.csv").read_text().splitlines()[1].split(",")
+    edited(tmp_path / "data" / "query.csv", (",".join(line[:5]), f"{line[0]},900,5,930,20"))
+    place = Place(str(tmp_path), str(tmp_path / "data"))
+    recipe = changed(find.recipe("ddps", "folder"), {"student.size": (48, 64), "loader_workers": 0})
+    needs = data.side_needs(recipe.data, recipe.run, recipe.student.size, place, "gallery")
+    ready = {}
+    for need in (needs["gallery"], needs["gallery frames"]):
+        ready[need.kind] = data.make(need, {"images": ready.get("index")}, place, silent)
+    with pytest.raises(ValueError, match=r"query box \[900, 5, 930, 20\] of .* lies outside its frame"):
+        data.make(needs["gallery scenes"], {"images": ready["index"], "frames": ready["frames"]}, place, silent)
+    assert not list((tmp_path / "scenes").glob("*.safetensors"))
+
+
+def test_a_damaged_frame_is_to_be_repaired_not_skipped(own, tmp_path):
+    shutil.copytree(own, tmp_path / "data")
+    (tmp_path / "data" / "gallery" / "images" / "00.png").write_bytes(b"no picture")
+    place = Place(str(tmp_path), str(tmp_path / "data"))
+    recipe = find.recipe("ddps", "folder")
+    needs = data.side_needs(recipe.data, recipe.run, (48, 64), place, "gallery")
+    with pytest.raises(OSError, match=r"1 of \d+ images cannot be read: 00.png; repair them, or take them out"):
+        data.make(needs["gallery"], {}, place, silent)
 
 
 def test_a_fraction_is_inside_every_larger_one_and_numbers_its_identities(own):

@@ -120,6 +120,9 @@ def test_what_is_wrong_with_cuhk_sysu_is_one_line(cuhk_root, tmp_path):
     with pytest.raises(ValueError, match="no field 'Train'; it has Img"):
         shutil.copy(cuhk_root / "annotation" / "Images.mat", split / "Train.mat")
         cuhk_sysu.read(cuhk_root)
+    savemat(split / "Train.mat", {"Train": np.zeros((2, 1))})
+    with pytest.raises(ValueError, match=r"Train.mat is not laid out as the release's \(.*\); take the annotation"):
+        cuhk_sysu.read(cuhk_root)
     (split / "Train.mat").write_bytes(b"no MATLAB")
     with pytest.raises(ValueError, match=r"Train.mat cannot be read"):
         cuhk_sysu.read(cuhk_root)
@@ -128,6 +131,23 @@ def test_what_is_wrong_with_cuhk_sysu_is_one_line(cuhk_root, tmp_path):
         cuhk_sysu.read(cuhk_root)
     with pytest.raises(FileNotFoundError, match=r"no Train.mat"):
         cuhk_sysu.load(str(tmp_path))
+
+
+def test_a_nested_field_that_is_missing_is_told_with_its_file(cuhk_root):
+    path = cuhk_root / "annotation" / "Images.mat"
+    entries = loadmat(path)["Img"]
+    without = np.zeros(entries.shape, [("imname", "O")])
+    without["imname"] = entries["imname"]
+    savemat(path, {"Img": without})
+    with pytest.raises(ValueError, match=r"Images.mat is not laid out as the release's \(no field of name box\)"):
+        cuhk_sysu.read(cuhk_root)
+
+
+def test_a_query_in_no_frame_of_the_gallery_is_named(cuhk_root):
+    path = cuhk_root / "annotation" / "pool.mat"
+    savemat(path, {"pool": loadmat(path)["pool"].ravel()[:1].reshape(1, 1)})
+    with pytest.raises(ValueError, match=r"s\d+.jpg is searched, and pool.mat has no such frame; is it the right"):
+        cuhk_sysu.read(cuhk_root)
 
 
 def test_what_is_wrong_with_prw_is_one_line(prw_root, tmp_path):
@@ -139,6 +159,9 @@ def test_what_is_wrong_with_prw_is_one_line(prw_root, tmp_path):
     first = prw_root / "annotations" / "c1s1_000151.jpg.mat"
     savemat(first, {"box_new": np.zeros((2, 4))})
     with pytest.raises(ValueError, match=r"box_new of .* is \(2, 4\), expected \(n, 5\)"):
+        prw.read(prw_root)
+    savemat(first, {"box_new": np.full((2, 5), np.nan)})
+    with pytest.raises(ValueError, match="has a number that is not finite; take the annotation as released"):
         prw.read(prw_root)
     savemat(first, {"boxes": np.zeros((2, 5))})
     with pytest.raises(ValueError, match=r"has none of box_new, anno_file, anno_previous"):

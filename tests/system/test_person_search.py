@@ -333,6 +333,7 @@ def test_frames_that_are_not_stored_are_decoded_by_other_processes(experiment):
         ({"teacher.network.name": "resnet1o"}, "did you mean resnet"),
         ({"student.pretrained": "true"}, "no pretrained weights for width 0.125"),
         ({"pkd": 6.0}, "PKD compares maps of one width: student.levels 8, teacher.levels 12"),
+        ({"sampled_boxes": 3}, "sampled_boxes is 3, and a quarter of them may be people: none; take 4 or more"),
         ({"batch.scenes": 30}, r"batch.scenes \(30\) is more than the 24 training frames; lower it"),
     ],
 )  # fmt: skip
@@ -359,6 +360,11 @@ def test_a_teacher_of_another_width_or_memory_is_refused(tiny_recipe, prepared, 
     other = tiny_recipe("ddps", **{"teacher.weights": str(tmp_path / "other.safetensors")})
     with pytest.raises(ValueError, match="is of 5 identities, the training set has 16; is it the teacher"):
         prepared("ddps", other)
+    network.memory = memory(changed(bare, {"memory.queue": 13}).memory, 8, 16)
+    checkpoint.save_model(tmp_path, network, facts, "longer")
+    longer = tiny_recipe("ddps", **{"teacher.weights": str(tmp_path / "longer.safetensors")})
+    with pytest.raises(ValueError, match=r"has a queue of 13, the recipe one of 12; set memory\.queue"):
+        prepared("ddps", longer)
 
 
 def test_recipes_equal_and_as_released():
@@ -381,4 +387,15 @@ def test_recipes_equal_and_as_released():
     assert (released.cd_score, released.boxes, released.batch.by_aspect) == ("constant", "unpadded", False)
     alone = recipes["cuhk_sysu_released_alone"]
     assert alone.student.freeze_norms and not released.student.freeze_norms and not find.method("ddps").distils(alone)
+    mobile, mobile_alone = (recipes[f"cuhk_sysu_released_mobilenet{end}"] for end in ("", "_alone"))
+    assert (
+        (mobile.batch.scenes, mobile.train.rate) == (2, 0.0012) == (mobile_alone.batch.scenes, mobile_alone.train.rate)
+    )
+    assert (mobile.detector.sampling.before_nms, mobile.detector.sampling.proposals) == (2000, 1000)
+    assert (mobile.detector.proposal_score, mobile.student.pretrained, mobile_alone.student.pretrained) == (
+        0.05,
+        True,
+        False,
+    )
+    assert not mobile_alone.student.freeze_norms and not find.method("ddps").distils(mobile_alone)
     assert all(r.train.precision == "float32" for r in recipes.values())

@@ -131,7 +131,7 @@ def _make_index(need: Need, place: Place, progress: Report) -> Ready:
     if frames.reader.stamp(frames.keys) != asked["stamp"]:
         raise ValueError(f"{frames.name} has changed while it was being prepared; run the command again")
     table = indexing.index(frames, place.folder("cache"), progress)
-    indexed = indexing.checked(frames, table)
+    indexed = indexing.checked(frames, table, remedy="repair them, or take them out of the lists too")
     told = {
         "index": {"name": indexed.name, "reader": described(indexed.reader), "cameras": indexed.camera is not None},
         "protocol": found.protocol,
@@ -196,7 +196,10 @@ def _make_scenes(need: Need, after: Mapping[str, Ready], place: Place) -> Ready:
     found, side = listed(Data(**asked["data"]), place), asked["side"]
     scenes: SceneSet = getattr(found, side)
     frames = cache.open_rows(place.folder(after["frames"].path))
-    check_boxes(scenes, frames.all("size")[:, _ORIGINAL])
+    size_F2 = frames.all("size")[:, _ORIGINAL]
+    check_boxes(scenes, size_F2)
+    if side == "gallery":
+        _check_inside("query box", scenes.frames, found.queries.box_Q4, found.queries.frame_Q, size_F2)
     path = f"scenes/{need.key}.safetensors"
     file = Path(place.folder(path))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -212,18 +215,22 @@ def _make_scenes(need: Need, after: Mapping[str, Ready], place: Place) -> Ready:
 def check_boxes(scenes: SceneSet, size_F2: np.ndarray) -> None:
     """Raises ValueError, which names the first frame, for boxes without area or without any pixel of their frame."""
     frame_N = np.repeat(np.arange(len(scenes)), scenes.count_F)
-    low_N2, high_N2 = scenes.box_N4[:, :2], scenes.box_N4[:, 2:]
+    _check_inside("box", scenes.frames, scenes.box_N4, frame_N, size_F2)
+
+
+def _check_inside(what: str, frames: ImageSet, box_N4: np.ndarray, frame_N: np.ndarray, size_F2: np.ndarray) -> None:
+    low_N2, high_N2 = box_N4[:, :2], box_N4[:, 2:]
     flat_N = (high_N2 <= low_N2).any(1)
     outside_N = (high_N2 <= 0).any(1) | (low_N2 >= size_F2[frame_N][:, ::-1]).any(1)
-    for wrong_N, what in ((flat_N, "has no area"), (outside_N, "lies outside its frame")):
+    for wrong_N, why in ((flat_N, "has no area"), (outside_N, "lies outside its frame")):
         if wrong_N.any():
             row = int(wrong_N.argmax())
             height, width = size_F2[frame_N[row]]
-            of = f"{printable(scenes.frames.keys[frame_N[row]])} ({width}×{height} pixels)"
+            of = f"{printable(frames.keys[frame_N[row]])} ({width}×{height} pixels)"
             more = f", and {wrong_N.sum() - 1:,} more" if wrong_N.sum() > 1 else ""
             raise ValueError(
-                f"{scenes.frames.name}: box {scenes.box_N4[row].tolist()} of {of} {what}{more}; boxes are x1 y1 x2 y2 "
-                f"in pixels with x2 > x1 and y2 > y1; mend or remove them"
+                f"{frames.name}: {what} {box_N4[row].tolist()} of {of} {why}{more}; boxes are x1 y1 x2 y2 in pixels "
+                f"with x2 > x1 and y2 > y1; mend or remove them"
             )
 
 

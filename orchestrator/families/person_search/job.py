@@ -67,6 +67,9 @@ class PersonSearchMethod(Method):
             raise ValueError("skip_unreadable: a frame that is left out may hold somebody who is searched; repair it")
         if recipe.batch.scenes % workers:
             raise ValueError(f"a batch of {recipe.batch.scenes} images cannot be shared evenly by {workers} workers")
+        if not int(recipe.detector.sampling.boxes * recipe.detector.sampling.box_share):
+            sampled = recipe.detector.sampled_boxes
+            raise ValueError(f"sampled_boxes is {sampled}, and a quarter of them may be people: none; take 4 or more")
         check_network("student", recipe.student, recipe)
         if self.distils(recipe):
             if recipe.teacher.network.size != recipe.student.size:
@@ -100,7 +103,12 @@ class PersonSearchMethod(Method):
             searched["teacher"] = found["teacher"]
             references["network"] = self.networks(recipe)[1]
             if self.wants_memory(recipe):
-                found["memory"] = Need("memory", {}, {"teacher": found["teacher"], **scenes}, title="teacher's memory")
+                found["memory"] = Need(
+                    "memory",
+                    {"queue": recipe.memory.queue},
+                    {"teacher": found["teacher"], **scenes},
+                    title="teacher's memory",
+                )
         found["references"] = Need(
             "references", references, searched, {"size": list(recipe.student.size)}, "scores to compare with",
             network=True,
@@ -211,6 +219,12 @@ def _check_memory(need: Need, after: Mapping[str, Ready], place: Place) -> Ready
         raise ValueError(
             f"{path} has no memory of identities beside it (….memory.safetensors), by which boxes are ranked; "
             f"set cd_score=constant, or train the teacher here"
+        )
+    queue = need.made_from["queue"]
+    if len(stored["queue_QD"]) != queue:
+        raise ValueError(
+            f"the memory of {path} has a queue of {len(stored['queue_QD'])}, the recipe one of {queue}; "
+            f"set memory.queue"
         )
     if len(stored["table_KD"]) != identities:
         raise ValueError(

@@ -49,7 +49,8 @@ class Detector:
     dim: Count = 256  # of the embedding
     anchors: Anchors = (32, 64, 128, 256, 512)  # pixels, one for each level
     proposals: Count = 1000  # of an image, when it is searched
-    train_proposals: Count = 2000  # of an image in training, before and after NMS
+    train_candidates: Count = 2000  # of a level in training, before NMS
+    train_proposals: Count = 2000  # of an image in training, after NMS
     proposal_score: Probability = 0.0  # probability below which there is no proposal
     sampled_anchors: Count = 256  # of an image, half of them on people at most
     sampled_boxes: Count = 512  # of an image, a quarter of them on people at most
@@ -59,7 +60,9 @@ class Detector:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.train_proposals, self.train_proposals, self.sampled_anchors, 0.5, self.sampled_boxes, 0.25)
+        return Sampling(
+            self.train_candidates, self.train_proposals, self.sampled_anchors, 0.5, self.sampled_boxes, 0.25
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
