@@ -36,7 +36,7 @@ TINY_VIT = PrunedViTConfig(
     keep_ratio=0.5, cameras=2, num_classes=4,
 )  # fmt: skip
 NETWORKS = {"embedder": lambda: Embedder(TINY), "token_pruning": lambda: PrunedViT(TINY_VIT)}
-DETECTORS = {"person_search"}  # asked in their own test
+DETECTORS = {"person_search", "siamese_search"}  # asked in their own test
 
 
 def test_every_network_of_the_package_is_asked_here():

@@ -126,7 +126,10 @@ def test_a_source_is_found_by_its_file(tmp_path, monkeypatch):
         "ROW = Published(source='Another', benchmark='sop', row='X', student='A@1', teacher='B@2')\n"
         "BESIDE = {'d3still_alpha': [ROW], 'd3still_ablation': [ROW]}\n"
     )
-    assert published.sources() == ["d3still", "ddps", "sureid"] and published.beside("d3still_alpha", "sop") == []
+    assert (
+        published.sources() == ["d3still", "ddps", "rsiamnet", "sureid"]
+        and published.beside("d3still_alpha", "sop") == []
+    )
     monkeypatch.setattr(published, "__path__", [*published.__path__, str(tmp_path)])
     assert [p.row for p in published.beside("d3still_alpha", "inshop")] == ["X"]
     assert {p.source for p in published.beside("d3still_ablation", "sop")} > {"Another"}
@@ -136,6 +139,20 @@ def test_other_networks_are_shown_where_they_are_run():
     shown = {p.benchmark for p in published.beside("asymmetric_baselines", "sop_repo_swin")}
     assert "sop_repo_swin" in shown and not shown & {"inshop_repo_swin", "msmt17_repo_ibn", "cub200_repo_large"}
     assert published.network("swinv2_tiny_window8_256.ms_in1k", (256, 256)) == "SwinV2-T@256"
+
+
+def test_rsiamnet_rows_are_those_of_the_paper():
+    from orchestrator.published import rsiamnet
+
+    found = {(p.source[-7:], p.row, p.benchmark): p.scores for p in (
+        *rsiamnet.LOSSES, *rsiamnet.DATA_SCALE, *rsiamnet.COMPARED)}  # fmt: skip
+    assert len(found) == 5 + 14 + 31
+    assert found["table 2", "L_ins + L_int + L_clu", "cuhk_sysu"] == {
+        "map": 85.72, "top1": 86.86, "top5": 95.24, "top10": 96.86,
+    }  # fmt: skip
+    assert found["table 3", "with the other and INRIA", "prw_and_both"] == {"top1": 76.03, "map": 25.53}
+    assert found["table 4", "R-SiamNet, large scenes", "prw_large"] == {"top1": 75.2, "map": 21.4}
+    assert ("table 4", "RCAA", "prw") not in found and found["table 4", "OIM", "prw"] == {"top1": 49.9, "map": 21.3}
 
 
 def test_ddps_rows_are_those_of_the_repository():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import run
-from families import person_search
+from families import person_search, weak_search
 from torch import Tensor, nn
 
 from models.embedder import Embedder, EmbedderConfig
@@ -22,6 +22,7 @@ from orchestrator.families.person_search import training
 from orchestrator.families.person_search.recipe import network_config
 from orchestrator.families.retrieval.recipe import EmbedderRecipe, embedder_config
 from orchestrator.families.token_pruning import networks, views
+from orchestrator.families.weak_search import training as weak_training
 from orchestrator.method import Batch, Task
 from orchestrator.methods import supervised
 from orchestrator.recipe import changed
@@ -164,6 +165,18 @@ def person_search_step(name: str, real: bool, **changes: Any) -> tuple[nn.Module
     return LossesAlone(task), detached(task.look(batch))
 
 
+def weak_search_step(name: str, real: bool, **changes: Any) -> tuple[nn.Module, Any]:
+    recipe = changed(find.recipe(name, "folder"), {**weak_search.TINY, **changes})
+    task = find.method(name).task(recipe, weak_training.build(recipe), TRAINING_IMAGES, CLASSES).train()
+    boxes = [torch.tensor([[4.0, 4, 20, 40], [30, 2, 50, 45]]), torch.zeros(0, 4)]
+    batch = {
+        "frames": torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), "sizes": [(48, 64), (64, 48)],
+        "boxes": boxes, "people": boxes, "draws": [1, 2], "row": torch.tensor([7, 3]), "counts": [2],
+        "row_identity": torch.tensor([3, 5555]), "crops": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8),
+    }  # fmt: skip
+    return LossesAlone(task), detached(task.look(batch))
+
+
 def detached(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().requires_grad_(value.is_floating_point())
@@ -179,6 +192,7 @@ STEPS = {
     "retrieval": retrieval_step,
     "asymmetric": asymmetric_step,
     "token_pruning": token_pruning_step,
+    "weak_search": weak_search_step,
 }
 
 
@@ -198,6 +212,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"dfd": 0.0, "pkd": 6.0, "teacher.network.levels": 8}, {"dfd": 0.0, "reviewkd": 1.2},
     ),
     "rop": ({"neighbours": "train"},),
+    "rsiamnet": (
+        {}, {"student.detector": "retinanet", "inter_normalization": "matrix_softmax"},
+        {"student.detector": "faster_rcnn", "inter_diagonal": False, "inter_temperature": 0.1, "ins_stop": "crop"},
+        {"inter_normalization": "linear", "units": False}, {"path": "crop", "clusters": "singletons"},
+        {"path": "scene", "clu": 0.0, "ins": 0.0, "inter": 0.0, "oim": 1.0},
+    ),
     "supervised": ({}, {"erase_fill": "zero"}),
     "sureid": (
         {}, {"noda": False}, {"hts": False}, {"npkd": False}, {"hts": False, "npkd": False, "noda": False},

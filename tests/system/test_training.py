@@ -59,6 +59,7 @@ RESUMED = [
     ("d3still", {"mode": "repo", "clip_norm": 1.0}),
     ("ugd", {"views": "recorded"}),  # projectors of its own
     ("supervised", {"train.optimizer": "adamw"}),
+    ("rsiamnet", {"bank_momentum": 0.5}),  # clusters and memory are made anew before the second epoch
     ("ddps", {}),  # table, queue and position of its memory
     ("sureid", {"drop_path": 0.3, "backbone_frozen_epochs": 1, "train.optimizer": "adamw", "train.epochs": 3}),
 ]

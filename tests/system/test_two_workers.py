@@ -22,6 +22,7 @@ from orchestrator.recipe import flat, recipe_from
 
 CPU = torch.device("cpu")
 Job = tuple[str, dict[str, Any], dict[str, Any]]  # method, flat recipe, what is prepared for it
+STATE = {"bank_ND", "label_N"}  # made of all training images before the first step
 CASES = {case.id: case.values for case in cases()}
 
 
@@ -34,6 +35,9 @@ def experiment(job: Job, place: Place, rank: int, world: int) -> Experiment:
 def first_step(job: Job, place: Place, rank: int, world: int) -> dict[str, Any]:
     """Loss, terms and gradients of the first step in float64, with batch norms frozen that are of one worker."""
     made = experiment(job, place, rank, world)
+    if made.start_epoch is not None:
+        with torch.no_grad():
+            made.start_epoch(made.task.eval(), 1)
     task = made.task.double().train()
     for module in task.modules():
         if family_of(job[0]).NORMS_PER_WORKER and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -45,6 +49,7 @@ def first_step(job: Job, place: Place, rank: int, world: int) -> dict[str, Any]:
     return {
         "total": losses.total.detach(),
         "terms": {name: term.detach() for name, term in losses.terms.items()},
+        "state": {name: rows for name, rows in task.named_buffers() if name in STATE},
         "gradient": {name: p.grad for name, p in task.named_parameters() if p.grad is not None},
     }
 
@@ -172,6 +177,8 @@ def test_two_workers_equal_one(name, ranks, jobs, tiny_place):
         torch.testing.assert_close(found["total"], expected["total"], rtol=1e-5, atol=0)
         for term, value in expected["terms"].items():
             torch.testing.assert_close(found["terms"][term], value, rtol=1e-5, atol=1e-9, msg=term)
+        for state, value in expected["state"].items():
+            torch.testing.assert_close(found["state"][state], value, rtol=1e-9, atol=1e-12, msg=state)
         assert found["gradient"].keys() == expected["gradient"].keys()
         for parameter, gradient in expected["gradient"].items():
             allowed = 1e-5 * float(gradient.abs().max()) + 1e-12

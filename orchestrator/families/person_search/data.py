@@ -25,6 +25,7 @@ from orchestrator import cache, find, indexing
 from orchestrator.cache import Rows
 from orchestrator.datasets.images import ImageSet, decode, described, fetch, printable, rebuilt, size_of
 from orchestrator.datasets.scenes import AllBut, Gallery, Queries, SceneSet, SearchData, numbered
+from orchestrator.datasets.unions import union
 from orchestrator.needs import Need, Place, Prepared, Ready, Report, digest
 from orchestrator.recipe import Data, Run
 
@@ -34,15 +35,32 @@ _ORIGINAL, _RESIZED = slice(0, 2), slice(2, 4)  # of the column "size": height a
 
 
 def listed(data: Data, place: Place) -> SearchData:
-    """What the reader lists, with the asked fraction of the training frames.
+    """What the readers list, with the asked fraction of the training frames; a+b has the training frames of both.
 
     Raises:
-        ValueError: the data set holds no scenes, or a fraction without an identity.
+        ValueError: a data set holds no scenes, or the first one nobody to search.
     """
-    found = find.listed(data.name, place.data_root, data.part)
-    if not isinstance(found, SearchData):
-        raise ValueError(f"{data.name} holds no scenes with boxes of people, which this method needs")
+    parts = {name: find.listed(name, place.data_root, data.part) for name in parts_of(data.name)}
+    for name, found in parts.items():
+        if not isinstance(found, SearchData):
+            raise ValueError(f"{name} holds no scenes with boxes of people, which this method needs")
+    found = union(parts)
     return found if data.fraction == 1.0 else replace(found, train=_fraction(found.train, data.fraction))
+
+
+def parts_of(name: str) -> list[str]:
+    """The data sets of a union, which are named with + between them.
+
+    Raises:
+        ValueError: one is named twice.
+
+    >>> parts_of("prw+inria_person")
+    ['prw', 'inria_person']
+    """
+    parts = name.split("+")
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"{name} names a data set twice")
+    return parts
 
 
 def _fraction(train: SceneSet, fraction: float) -> SceneSet:
@@ -80,7 +98,8 @@ def side_needs(data: Data, run: Run, size: tuple[int, int], place: Place, *sides
         found |= {side: index, f"{side} frames": pixels}
         found[f"{side} scenes"] = Need(
             "scenes", {"data": told, "side": side, "annotation": annotation["scenes"]},
-            {"images": index, "frames": pixels}, how={"identities": scenes.num_identities},
+            {"images": index, "frames": pixels},
+            how={"identities": scenes.num_identities, "people": len(scenes.box_N4)},
             title=f"boxes of {frames.name} ({len(scenes.box_N4):,})",
         )  # fmt: skip
     return found
@@ -141,7 +160,7 @@ def _make_index(need: Need, place: Place, progress: Report) -> Ready:
     return Ready(need.key, need.kind, cache.folder_below(place.storage, table), indexed.fingerprint, told)
 
 
-def _open_index(place: Place, ready: Ready) -> ImageSet:
+def open_index(place: Place, ready: Ready) -> ImageSet:
     told = ready.told["index"]
     return indexing.open_index(
         place.folder(ready.path), told["name"], rebuilt(told["reader"]), told["cameras"], ready.fingerprint
@@ -149,7 +168,7 @@ def _open_index(place: Place, ready: Ready) -> ImageSet:
 
 
 def _make_frames(need: Need, after: Mapping[str, Ready], place: Place, progress: Report) -> Ready:
-    images, size, quality = _open_index(place, after["images"]), tuple(need.made_from["size"]), need.made_from["jpeg"]
+    images, size, quality = open_index(place, after["images"]), tuple(need.made_from["size"]), need.made_from["jpeg"]
     made_from = {"images": images.fingerprint, "size": list(size), "jpeg": quality}
 
     def blocks() -> Iterator[cache.Block]:
@@ -274,7 +293,7 @@ class Frames:
 
 
 def open_frames(prepared: Prepared, side: str, size: tuple[int, int]) -> Frames:
-    images = _open_index(prepared.place, prepared[side])
+    images = open_index(prepared.place, prepared[side])
     return Frames(images, cache.open_rows(prepared.path(f"{side} frames")), size)
 
 

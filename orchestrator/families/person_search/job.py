@@ -62,7 +62,8 @@ class PersonSearchMethod(Method):
 
     def check(self, recipe: Any, workers: int = 1) -> None:
         """Raises ValueError for values that are allowed alone but not together."""
-        find.dataset(recipe.data.name)
+        for name in data.parts_of(recipe.data.name):
+            find.dataset(name)
         if recipe.data.skip_unreadable:
             raise ValueError("skip_unreadable: a frame that is left out may hold somebody who is searched; repair it")
         if recipe.batch.scenes % workers:
@@ -93,7 +94,7 @@ class PersonSearchMethod(Method):
                 frames = found["train"].how["images"]
                 raise ValueError(f"{name} ({scenes}) is more than the {frames:,} training frames; lower it")
         searched = {role: need for role, need in found.items() if role.startswith("gallery")}
-        references: dict[str, Any] = {"search": flat(recipe.search)}
+        compared: dict[str, Any] = {"search": flat(recipe.search)}
         if self.distils(recipe):
             benchmark, training = self._teacher_training(recipe)
             config, scenes = network_config(recipe, recipe.teacher.network), {"scenes": found["train scenes"]}
@@ -101,7 +102,7 @@ class PersonSearchMethod(Method):
                 recipe.teacher, self.trainer, benchmark, training, config, found["train"], scenes
             )
             searched["teacher"] = found["teacher"]
-            references["network"] = self.networks(recipe)[1]
+            compared["network"] = self.networks(recipe)[1]
             if self.wants_memory(recipe):
                 found["memory"] = Need(
                     "memory",
@@ -110,7 +111,7 @@ class PersonSearchMethod(Method):
                     title="teacher's memory",
                 )
         found["references"] = Need(
-            "references", references, searched, {"size": list(recipe.student.size)}, "scores to compare with",
+            "references", compared, searched, {"size": list(recipe.student.size)}, "scores to compare with",
             network=True,
         )  # fmt: skip
         return found
@@ -142,7 +143,7 @@ class PersonSearchMethod(Method):
         if need.kind == "memory":
             return _check_memory(need, after, where.place)
         if need.kind == "references":
-            return _references(need, after, where, progress)
+            return references(need, after, where, progress)
         return data.make(need, after, where.place, progress)
 
     def experiment(self, recipe: Any, prepared: Prepared, where: Where) -> Experiment:
@@ -234,7 +235,7 @@ def _check_memory(need: Need, after: Mapping[str, Ready], place: Place) -> Ready
     return Ready(need.key, need.kind, "", "", {})
 
 
-def _references(need: Need, after: Mapping[str, Ready], where: Where, progress: Report) -> Ready:
+def references(need: Need, after: Mapping[str, Ready], where: Where, progress: Report) -> Ready:
     """What a student is compared with: its teacher, and chance."""
     from orchestrator.families.person_search.recipe import Search
 

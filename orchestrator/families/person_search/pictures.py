@@ -57,7 +57,7 @@ def matches(searched: Searched, found: Found, own: Search) -> Panel:
 def nearest(searched: Searched, found: Found, own: Search, query: int, count: int) -> list[tuple[int, int, bool]]:
     """(frame, detection, whether it is the person) of the detections most like a query, best first."""
     gallery = next(iter(searched.galleries.values()))
-    weighted, ranked = found.weighted(), []
+    weighted, ranked = found.searched(own), []
     for frame in gallery.frames[query].tolist():
         similar = weighted[frame] @ found.query_QD[query]
         ranked += [

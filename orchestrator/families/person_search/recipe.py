@@ -88,6 +88,7 @@ class Search:
     """How people are searched."""
 
     least_score: Probability = 0.5  # of a detection that is searched
+    weigh: bool = True  # embeddings of a gallery by their score
     context: bool = False  # also match the people around the query (CBGM)
     context_detections: Count = 10  # k1
     context_people: Count = 3  # k2, of the query's frame

@@ -30,8 +30,10 @@ class Found:
     query_QD: np.ndarray
     scores: Scores | None = None  # of the first gallery
 
-    def weighted(self) -> list[np.ndarray]:
-        """Embeddings times score, as a gallery is searched."""
+    def searched(self, own: Search) -> list[np.ndarray]:
+        """Embeddings as a gallery is searched: times score, where that is asked for."""
+        if not own.weigh:
+            return self.embeddings
         return [e * d[:, 4:] for e, d in zip(self.embeddings, self.detections, strict=True)]
 
 
@@ -110,7 +112,7 @@ def scored(found: Found, searched: Searched, own: Search) -> Evaluation:
         "detection/labelled_ap": known.ap,
         "detection/labelled_recall": known.recall,
     }
-    weighted, first = found.weighted(), next(iter(galleries))
+    weighted, first = found.searched(own), next(iter(galleries))
     scores = {name: _search(found, gallery, found.detections, weighted, own) for name, gallery in galleries.items()}
     metrics |= _named("val", scores[first])
     for name, of_gallery in scores.items():

@@ -14,6 +14,7 @@ from losses.oim import OIM
 from models.backbone import check_backbone
 from models.network import at_least_float32
 from models.person_search import Images, PersonSearch, PersonSearchConfig, Trained
+from models.siamese_search import SiameseSearch
 from models.weights import stamp_of
 from orchestrator import distributed
 from orchestrator.families.person_search.recipe import Memory, SearchNetwork, SearchRecipe, network_config
@@ -57,12 +58,11 @@ def _build(config: PersonSearchConfig, weights: str, stamp: tuple[int, int] | No
         PersonSearch(config, weights=weights)
 
 
-def images_of(batch: Batch, network: PersonSearch) -> Images:
+def images_of(batch: Batch, network: PersonSearch | SiameseSearch) -> Images:
     """The batch's frames as the network wants them: normalised, zero where they are padded."""
     mean, std = network.pixels
     frames_BCHW = batch["frames"]
-    own = network.predictor.cls_score.weight
-    pixels_BCHW = frames_BCHW.to(own.dtype) / 255
+    pixels_BCHW = frames_BCHW.to(next(network.parameters()).dtype) / 255
     for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
         pixels_BCHW[:, channel].sub_(m).div_(s)
     sizes = [(int(height), int(width)) for height, width in batch["sizes"]]
