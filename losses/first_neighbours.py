@@ -1,4 +1,4 @@
-"""Clusters of first neighbours as R-SiamNet has them (section 3.3): FINCH's first partition (Sarfraz et al., CVPR 2019).
+"""Clusters of first neighbours: the first partition of FINCH (Sarfraz et al., CVPR 2019), as R-SiamNet has it (3.3).
 
     A(i, j) = 1  where  j = κ(i) or κ(j) = i or κ(i) = κ(j),  and  image(i) ≠ image(j)
 
