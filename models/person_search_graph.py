@@ -16,12 +16,11 @@ from torchvision.ops.poolers import LevelMapper
 
 from models.network import Graph
 from models.person_search import SMALLEST, PersonSearch, padded
-from models.pyramid import STRIDES
 from models.regions import HEAD_CODER, OVERLAP, SMALLEST_PROPOSAL, Scored, decoded
 
-_NONE = -1.0  # score of a box that a search throws away
-_TRACED = (219, 318)  # pixels: no two sides of a map are alike, and none is 1, which would be taken for fixed
-_FREE = {2: "height", 3: "width"}
+NONE = -1.0  # score of a box that a search throws away
+TRACED = (219, 318)  # pixels: no two sides of a map are alike, and none is 1, which would be taken for fixed
+FREE = {2: "height", 3: "width"}
 
 
 def search_graphs(network: PersonSearch) -> dict[str, Graph]:
@@ -35,15 +34,16 @@ def search_graphs(network: PersonSearch) -> dict[str, Graph]:
     anchors.cell_anchors = [cell.cpu() for cell in anchors.cell_anchors]
     search = Search(traced).eval()
     draw = torch.Generator().manual_seed(1)
-    (own,), small = network.example(1), torch.randn(1, 3, *_TRACED, generator=draw)
+    (own,), small = network.example(1), torch.randn(1, 3, *TRACED, generator=draw)
     upright = own.transpose(2, 3).contiguous()
     names, outputs = network.input_names, network.outputs
     return {
-        "": Graph(search, (small,), names, outputs, (_FREE,), ((own,), (upright,)), torchs),
+        "": Graph(search, (small,), names, outputs, (FREE,), ((own,), (upright,)), torchs),
         "fixed": Graph(search, (own,), names, outputs, reference=torchs),
         "embedding": Graph(
-            Embedding(traced).eval(), (small, _boxes(small, 5, draw)), (*names, "boxes"), outputs[-1:],
-            (_FREE, {0: "people"}), tuple((image, _boxes(image, n, draw)) for image, n in ((own, 9), (upright, 0))),
+            Embedding(traced).eval(), (small, random_boxes(small, 5, draw)), (*names, "boxes"), outputs[-1:],
+            (FREE, {0: "people"}),
+            tuple((image, random_boxes(image, n, draw)) for image, n in ((own, 9), (upright, 0))),
             Embedding(torchs).eval(),
         ),
     }  # fmt: skip
@@ -61,16 +61,16 @@ class Search(nn.Module):
         (size,) = images.sizes
         maps = net.pyramid(images.pixels_BCHW)
         scored = net.regions(maps, *images.pixels_BCHW.shape[-2:])
-        box_N4, score_N = _proposed(scored, size, own.proposals, own.proposal_score)
+        box_N4, score_N = proposed(scored, size, own.proposals, own.proposal_score)
         logit_N2, delta_N8 = net.classify(maps, [box_N4], images.sizes)
         box_N4 = clip_boxes_to_image(decoded(delta_N8[:, 4:], box_N4, HEAD_CODER), size)
         person_N = logit_N2.softmax(1)[:, 1]
-        real_N = (score_N > _NONE) & _large(box_N4, SMALLEST) & (person_N > own.score)
-        score_N, rows = _after_nms(box_N4, torch.where(real_N, person_N, _NONE), own.overlap).topk(
+        real_N = (score_N > NONE) & large(box_N4, SMALLEST) & (person_N > own.score)
+        score_N, rows = after_nms(box_N4, torch.where(real_N, person_N, NONE), own.overlap).topk(
             min(own.detections, own.proposals)
         )
         embedding_ND = net.embed(maps, [box_N4[rows]], images.sizes)
-        real = (score_N > _NONE).nonzero()[:, 0]
+        real = (score_N > NONE).nonzero()[:, 0]
         return box_N4[rows][real], score_N[real], embedding_ND[real]
 
 
@@ -92,7 +92,8 @@ class FixedPool(nn.Module):
     def __init__(self, pool: MultiScaleRoIAlign) -> None:
         super().__init__()
         self.names, self.output_size, self.samples = pool.featmap_names, pool.output_size, pool.sampling_ratio
-        finest, coarsest = (stride.bit_length() - 1 for stride in (STRIDES[0], STRIDES[-1]))
+        self.strides = [round(1 / scale) for scale in pool.scales]
+        finest, coarsest = (stride.bit_length() - 1 for stride in (self.strides[0], self.strides[-1]))
         self.level_of = LevelMapper(finest, coarsest, pool.canonical_scale, pool.canonical_level)
 
     def forward(self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
@@ -100,13 +101,13 @@ class FixedPool(nn.Module):
         level_N, roi_N5 = self.level_of(boxes), F.pad(box_N4, (1, 0))
         pooled_NCHW = box_N4.new_zeros(box_N4.shape[0], maps[self.names[0]].shape[1], *self.output_size)
         # Every box on its own level: all boxes on all levels would need no rows, and takes four times as long.
-        for level, (name, stride) in enumerate(zip(self.names, STRIDES, strict=True)):
+        for level, (name, stride) in enumerate(zip(self.names, self.strides, strict=True)):
             rows = (level_N == level).nonzero()[:, 0]
             pooled_NCHW[rows] = roi_align(maps[name], roi_N5[rows], self.output_size, 1 / stride, self.samples)
         return pooled_NCHW
 
 
-def _proposed(scored: Scored, size: tuple[int, int], count: int, least: float) -> tuple[Tensor, Tensor]:
+def proposed(scored: Scored, size: tuple[int, int], count: int, least: float) -> tuple[Tensor, Tensor]:
     """``count`` boxes by falling score, and their scores: what :func:`models.regions.proposals` gives come first."""
     levels = zip(
         scored.logit_BN[0].split(scored.per_level), scored.delta_BN4[0].split(scored.per_level),
@@ -121,23 +122,23 @@ def _proposed(scored: Scored, size: tuple[int, int], count: int, least: float) -
         anchors.append(F.pad(anchor_K4, (0, 0, 0, count))[best.indices])
     box_N4 = clip_boxes_to_image(decoded(torch.cat(deltas), torch.cat(anchors)), size)
     score_N = torch.cat(logits).sigmoid()
-    score_N = torch.where(_large(box_N4, SMALLEST_PROPOSAL) & (score_N >= least), score_N, _NONE)
+    score_N = torch.where(large(box_N4, SMALLEST_PROPOSAL) & (score_N >= least), score_N, NONE)
     parts = zip(box_N4.split(count), score_N.split(count), strict=True)
-    score_N, rows = torch.cat([_after_nms(*level, OVERLAP) for level in parts]).topk(count)
+    score_N, rows = torch.cat([after_nms(*level, OVERLAP) for level in parts]).topk(count)
     return box_N4[rows], score_N
 
 
-def _after_nms(box_N4: Tensor, score_N: Tensor, iou: float) -> Tensor:
+def after_nms(box_N4: Tensor, score_N: Tensor, iou: float) -> Tensor:
     """The scores again, without those of the boxes that NMS removes."""
     kept = nms(box_N4, score_N, iou)
-    return torch.full_like(score_N, _NONE).index_put((kept,), score_N[kept])
+    return torch.full_like(score_N, NONE).index_put((kept,), score_N[kept])
 
 
-def _large(box_N4: Tensor, least: float) -> Tensor:
+def large(box_N4: Tensor, least: float) -> Tensor:
     return ((box_N4[:, 2:] - box_N4[:, :2]) >= least).all(1)
 
 
-def _boxes(image_1CHW: Tensor, count: int, draw: torch.Generator) -> Tensor:
+def random_boxes(image_1CHW: Tensor, count: int, draw: torch.Generator) -> Tensor:
     """Boxes (count, 4) anywhere in an image."""
     height, width = image_1CHW.shape[-2:]
     corner_N22 = torch.rand(count, 2, 2, generator=draw).sort(1).values

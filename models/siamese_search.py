@@ -248,10 +248,15 @@ class SiameseSearch(nn.Module):
         return max(differences, default=0.0)
 
     def exportable(self) -> str:
-        return "how many people a one-stage detector finds decides shapes, which no graph was written for"
+        own = self.config
+        return "it embeds people by crops of the image it found them in; search_by=scene has a graph" * (
+            own.search_by == "crop"
+        )
 
     def graphs(self) -> dict[str, Graph]:
-        return {}
+        from models.siamese_search_graph import search_graphs  # which says this class in another way
+
+        return search_graphs(self)
 
 
 class _Full(nn.Module):
