@@ -8,7 +8,7 @@
 ``boxes.csv`` has the columns ``image,x1,y1,x2,y2,identity`` and perhaps ``camera``; ``image`` is a path below
 ``images/``, corners are pixels, an empty identity is a person without one. ``query.csv`` has the same columns. Instead
 of ``boxes.csv`` a ``boxes.json`` in COCO's form is read: ``images`` with ``id``, ``file_name`` and perhaps ``camera``,
-``annotations`` with ``image_id``, ``bbox`` [x, y, width, height] and perhaps ``person_id``.
+``annotations`` with ``image_id``, ``bbox`` [x, y, width, height] and perhaps ``person_id``; all of them are people.
 
 Identities are texts, matched between query and gallery. A query is searched in all gallery images but its own. Images
 without a box are trained on as background, and searched in.
@@ -166,26 +166,52 @@ def _csv(path: Path) -> Iterator[_Row]:
 def _coco(path: Path) -> Iterator[_Row]:
     try:
         stored = json.loads(layout.text(_NAME, path))
-        images = {image["id"]: image for image in stored["images"]}
-        boxes = [(number, a, a["image_id"], list(a["bbox"])) for number, a in enumerate(stored["annotations"])]
-    except (ValueError, KeyError, TypeError) as error:
+        named = [(image["id"], str(image["file_name"]), image.get("camera")) for image in stored["images"]]
+        images = {number: (file, camera) for number, file, camera in named}
+        boxes = [(n, a, images.get(a["image_id"]), list(a["bbox"])) for n, a in enumerate(stored["annotations"])]
+        categories = {c["id"]: str(c["name"]) for c in stored.get("categories") or ()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{_NAME}: {path} is no list of boxes in COCO's form: {type(error).__name__} {error}"
         ) from error
+    twice = next((file for number, file, _ in named if images[number][0] != file), None)
+    if twice is not None:
+        raise ValueError(f"{_NAME}: {path} has two images of one id, one of them {twice!r}; give each its own")
     for number, annotation, image, box in boxes:
         where = f"{path} annotation {annotation.get('id', number)}"
-        if image not in images:
-            raise ValueError(f"{_NAME}: {where}: a box of image_id {image!r}, which is not among the images")
+        if image is None:
+            raise ValueError(
+                f"{_NAME}: {where}: a box of image_id {annotation['image_id']!r}, which is not among the images"
+            )
+        _check_person(where, annotation, categories)
         if len(box) != 4:
             raise ValueError(f"{_NAME}: {where}: bbox {box} must be x, y, width, height")
+        if any(isinstance(value, bool) or not isinstance(value, int | float) for value in box):
+            raise ValueError(f"{_NAME}: {where}: bbox {box} must be four numbers")
         x, y, width, height = box
-        try:
-            corners = [x, y, x + width, y + height]
-        except TypeError as error:
-            raise ValueError(f"{_NAME}: {where}: bbox {box} must be four numbers") from error
-        identity, camera = annotation.get("person_id"), images[image].get("camera")
-        said = ["" if value is None or value == -1 else str(value) for value in (identity, camera)]
-        yield _Row(str(images[image]["file_name"]), _corners(where, corners), *said, where)
+        file, camera = image
+        corners = _corners(where, [x, y, x + width, y + height])
+        yield _Row(file, corners, _label(where, annotation.get("person_id")), _label(where, camera), where)
+
+
+def _check_person(where: str, annotation: dict[str, Any], categories: dict[Any, str]) -> None:
+    """Raises ValueError for what is no person."""
+    category = categories.get(annotation.get("category_id"), "")
+    if len(categories) > 1 and category.lower() not in ("person", "pedestrian"):
+        raise ValueError(f"{_NAME}: {where} is of category {category!r}; leave all but people out of the list")
+    if annotation.get("iscrowd"):
+        raise ValueError(f"{_NAME}: {where} is a crowd and no person; leave it out of the list")
+
+
+def _label(where: str, value: Any) -> str:
+    """A person or camera of a JSON list as text: numbers without a fraction, "" for none."""
+    if value is None or value == -1 or value != value:  # NaN is how tables write a blank
+        return ""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise ValueError(f"{_NAME}: {where}: {value!r} must be a text or a whole number, as a person or a camera is")
+    return str(int(value))
 
 
 def _corners(where: str, values: Sequence[Any]) -> tuple[float, float, float, float]:

@@ -160,13 +160,36 @@ def test_what_is_wrong_with_a_list_is_said(own, file, replacements, words):
      ('{"images": [{"id": 1, "file_name": "00.png"}], "annotations": [{"image_id": 1, "bbox": [1, 1, "a", 2]}]}',
       "must be four numbers"),
      ('{"images": [{"id": 1, "file_name": "00.png"}], "annotations": [{"image_id": 1, "bbox": [1, 1, 0, 2]}]}',
-      "has no area")],
+      "has no area"),
+     ('{"images": [{"id": 1, "file_name": "00.png"}], "annotations": [{"image_id": 1, "bbox": ["3", "5", "1", "3"]}]}',
+      "must be four numbers"),
+     ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": [1, 1, 2, 2]}]}', "KeyError 'file_name'"),
+     ('{"images": [{"id": 1, "file_name": "00.png"}], "annotations": [{"image_id": [1], "bbox": [1, 1, 2, 2]}]}',
+      "TypeError"),
+     ('{"images": [{"id": 1, "file_name": "00.png"}, {"id": 1, "file_name": "01.png"}], "annotations": []}',
+      "two images of one id, one of them '00.png'; give each its own"),
+     ('{"images": [{"id": 1, "file_name": "00.png"}], "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": '
+      '"car"}], "annotations": [{"image_id": 1, "bbox": [1, 1, 9, 9], "category_id": 2}]}',
+      "is of category 'car'; leave all but people out"),
+     ('{"images": [{"id": 1, "file_name": "00.png"}], "annotations": [{"image_id": 1, "bbox": [1, 1, 9, 9], '
+      '"iscrowd": 1}]}', "is a crowd and no person"),
+     ('{"images": [{"id": 1, "file_name": "00.png"}], "annotations": [{"image_id": 1, "bbox": [1, 1, 9, 9], '
+      '"person_id": [1]}]}', r"\[1\] must be a text or a whole number"),
+     ('{"images": [{"id": 1, "file_name": "00.png"}], "annotations": [{"image_id": 1, "bbox": [1, 1, 9, 9], '
+      '"person_id": 1.5}]}', "1.5 must be a text or a whole number")],
 )  # fmt: skip
 def test_what_is_wrong_with_a_json_list_is_said(own, text, words):
     (own / "train" / "boxes.csv").unlink()
     (own / "train" / "boxes.json").write_text(text)
     with pytest.raises(ValueError, match=words):
         folder_scenes.load(str(own))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), (-1, ""), (float("nan"), ""), ("", ""), (3.0, "3"), (3, "3"), (" a ", "a")]
+)
+def test_a_person_of_a_json_list_is_a_text(value, text):
+    assert folder_scenes._label("here", value) == text
 
 
 def test_what_is_missing_is_said(own, tmp_path):
