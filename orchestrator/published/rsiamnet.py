@@ -62,7 +62,7 @@ COMPARED = [
     _row(
         "table 4", f"{benchmark}_large" if "large" in row else benchmark, row,
         given(("top1", "map"), pair), losses=_WHOLE if row.startswith("R-SiamNet") else _SUPERVISED,
-        student="ResNet50@900×1500" if "large" in row else _STUDENT if row.startswith("R-SiamNet") else row,
+        student="ResNet50@900×1500" if "large" in row else _STUDENT if row.startswith("R-SiamNet") else "their own networks",
     )
     for row, values in rows_of(
         """
