@@ -58,11 +58,12 @@ DATA_SCALE = [
 ]
 
 _SUPERVISED = "boxes and identities"
+_OURS = {"R-SiamNet": _STUDENT, "R-SiamNet, large scenes": "ResNet50@900×1500"}
 COMPARED = [
     _row(
         "table 4", f"{benchmark}_large" if "large" in row else benchmark, row,
-        given(("top1", "map"), pair), losses=_WHOLE if row.startswith("R-SiamNet") else _SUPERVISED,
-        student="ResNet50@900×1500" if "large" in row else _STUDENT if row.startswith("R-SiamNet") else "their own networks",
+        given(("top1", "map"), pair), losses=_WHOLE if row in _OURS else _SUPERVISED,
+        student=_OURS.get(row, "their own networks"),
     )
     for row, values in rows_of(
         """
