@@ -290,6 +290,10 @@ def test_pictures_show_what_was_found(experiment, searched, tmp_path):
     for name, picture in made.items():
         figures.draw(picture).savefig(tmp_path / f"{name}.png")
     assert "gallery_size" not in pictures.pictures(student, searched, evaluation, Search(), CPU)
+    # Every box twice: the second one around a person is scored as wrong, and marked so.
+    double = replace(found, detections=[np.repeat(d, 2, 0) for d in found.detections],
+                     embeddings=[np.repeat(e, 2, 0) for e in found.embeddings])  # fmt: skip
+    assert not pictures.matches(searched, double, Search()).correct[:, 1].any()
     nobody = replace(found, detections=[d[:0] for d in found.detections], embeddings=[e[:0] for e in found.embeddings])
     assert not pictures.matches(searched, nobody, Search()).correct.any()
 

@@ -11,8 +11,9 @@ from PIL import Image
 from losses.oim import UNLABELLED
 from models.detectors import FasterRCNN
 from models.siamese_search import SiameseSearch, SiameseSearchConfig
-from orchestrator import find
+from orchestrator import cache, find
 from orchestrator.datasets import inria_person
+from orchestrator.datasets.images import Folder
 from orchestrator.datasets.unions import union
 from orchestrator.evaluation.clusters import agreement
 from orchestrator.families.person_search import data
@@ -118,6 +119,24 @@ def test_tiny_boxes_keep_their_row(tmp_path, tiny_recipe, quick_disk):
     state, history = weights_of(tmp_path / "a", tmp_path / "sa", tiny_recipe, **{"train.epochs": 1})
     assert len(state["bank_ND"]) == len(rows) + 2 and state["bank_ND"].isfinite().all()
     assert np.isfinite(history[-1]["loss/clu"])
+
+
+def test_a_trial_reads_no_image_that_is_stored(tiny_recipe, prepared, tiny_place, monkeypatch):
+    recipe, method = tiny_recipe("rsiamnet", **{"train.epochs": 1}), find.method("rsiamnet")
+    ready, where = prepared("rsiamnet", recipe), Where(tiny_place, 0, 1, CPU)
+
+    def raises(*arguments, **named):
+        raise AssertionError("looked at a file, or made something")
+
+    for name in ("read", "stamp"):
+        monkeypatch.setattr(Folder, name, raises)
+    for owner, name in ((cache, "ensure"), (find, "dataset"), (find, "listed")):
+        monkeypatch.setattr(owner, name, raises)
+    made = method.experiment(recipe, ready, where)
+    _, evaluation = fit(made, CPU)
+    scored = method.score(made.task.student, recipe, ready, where)
+    assert scored.metrics == evaluation.metrics
+    assert {"matches", "clusters"} <= set(method.pictures(made.task.student, recipe, ready, scored, where))
 
 
 # --- The start of an epoch --------------------------------------------------------------------------------------------
@@ -333,6 +352,16 @@ def test_a_union_is_named_with_plus(tiny_root):
     recipe = changed(find.recipe("rsiamnet", "folder"), {"data.name": "folder_scenes+demo_people"})
     with pytest.raises(ValueError, match="demo_people holds no scenes with boxes of people"):
         data.listed(recipe.data, Place("", str(tiny_root)))
+
+
+def test_other_training_frames_leave_the_gallery_s_needs_alone(tiny_recipe, tiny_place):
+    needs = [
+        find.method("rsiamnet").needs(tiny_recipe("rsiamnet", **changes), tiny_place)
+        for changes in ({}, {"data.fraction": 0.5}, {"data.name": "folder_scenes+demo_scenes"})
+    ]
+    for role in needs[0]:
+        keys = {need[role].key for need in needs}
+        assert len(keys) == (1 if role.startswith(("gallery", "references")) else 3), role
 
 
 def test_a_union_is_trained_on(tiny_recipe, tiny_root, tmp_path, quick_disk):

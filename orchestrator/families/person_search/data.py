@@ -81,8 +81,10 @@ def _fraction(train: SceneSet, fraction: float) -> SceneSet:
 def side_needs(data: Data, run: Run, size: tuple[int, int], place: Place, *sides: str) -> dict[str, Need]:
     """Of each side its index, its frames at one size, and what is in them: "train", "train frames", "train scenes"."""
     found: dict[str, Need] = {}
-    told = {"name": data.name, "part": data.part, "fraction": data.fraction}
     for side in sides:
+        told = {"name": data.name, "part": data.part, "fraction": data.fraction}
+        if side == "gallery":  # the first one's, and whole: trials on other training frames share it
+            told |= {"name": parts_of(data.name)[0], "fraction": 1.0}
         scenes, annotation, stamp = _described(data, place, side)
         made_from = {"data": told, "side": side, "reader": described(scenes.frames.reader), "stamp": stamp,
                      "listing": annotation["listing"]}  # fmt: skip

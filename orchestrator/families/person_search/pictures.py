@@ -63,12 +63,18 @@ def nearest(searched: Searched, found: Found, own: Search, query: int, count: in
         ranked += [
             (-float(s), frame, n) for n, s in enumerate(similar) if found.detections[frame][n, 4] >= own.least_score
         ]
-    result = []
+    result: list[tuple[int, int, bool]] = []
+    met: set[int] = set()  # frames whose person is found: a second box around it is scored as wrong
     for _, frame, number in sorted(ranked)[:count]:
         target = gallery.targets[query].get(frame)
         box_14 = found.detections[frame][number, :4][None]
-        is_person = target is not None and overlaps(box_14, np.asarray(target)[None])[0, 0] >= iou_threshold(target)
-        result.append((frame, number, bool(is_person)))
+        is_person = (
+            target is not None
+            and frame not in met
+            and bool(overlaps(box_14, np.asarray(target)[None])[0, 0] >= iou_threshold(target))
+        )
+        met |= {frame} if is_person else set()
+        result.append((frame, number, is_person))
     return result
 
 
