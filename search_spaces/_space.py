@@ -68,6 +68,7 @@ class SearchSpace:
         metric: maximised; empty = the method's first.
         early_stopping: whether ASHA may end weak trials; tables are always run in full.
         picture: names of the one or two tuned fields whose curves and heat map the report draws.
+        compare: a picture of its runs, such as "matches", that the report shows of every row of a table.
     """
 
     method: str
@@ -81,12 +82,15 @@ class SearchSpace:
     metric: str = ""
     early_stopping: bool = True
     picture: tuple[str, ...] = ()
+    compare: str = ""
 
     def __post_init__(self):
         start = tuple({name: plain(value) for name, value in point.items()} for point in self.start)
         object.__setattr__(self, "start", start)
         if bool(self.tune) == bool(self.cells):
             raise ValueError("a space has either tune or cells")
+        if self.compare and not self.cells:
+            raise ValueError(f"compare={self.compare!r} is of the rows of a table, and there is none")
         both = set(self.tune) & set(self.fix)
         if both:
             raise ValueError(f"{sorted(both)} cannot be both tuned and fixed")

@@ -21,4 +21,5 @@ SPACE = SearchSpace(
     },
     seeds=(0, 1),
     early_stopping=False,
+    compare="matches",  # the paper's figure 3
 )

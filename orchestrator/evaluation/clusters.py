@@ -9,11 +9,11 @@ import numpy as np
 class Agreement:
     """Of a clustering; pairs of people whose identity is known."""
 
-    clusters: int
+    count: int
     largest: int  # members of the largest cluster
     alone: float  # share of people who are their own cluster
-    precision: float  # of pairs in one cluster, how many are one person; 1 without such a pair
-    recall: float  # of pairs of one person, how many are in one cluster; 1 without such a pair
+    pair_precision: float  # of pairs in one cluster, how many are one person; 1 without such a pair
+    pair_recall: float  # of pairs of one person, how many are in one cluster; 1 without such a pair
 
 
 def agreement(label_N: np.ndarray, identity_N: np.ndarray, known_N: np.ndarray) -> Agreement:
@@ -28,7 +28,7 @@ def agreement(label_N: np.ndarray, identity_N: np.ndarray, known_N: np.ndarray) 
         ValueError: not as many of each.
 
     >>> agreement(np.array([0, 0, 0, 1]), np.array([7, 7, 8, 8]), np.ones(4, bool))
-    Agreement(clusters=2, largest=3, alone=0.25, precision=0.3333333333333333, recall=0.5)
+    Agreement(count=2, largest=3, alone=0.25, pair_precision=0.3333333333333333, pair_recall=0.5)
     """
     if not len(label_N) == len(identity_N) == len(known_N):
         raise ValueError(f"{len(label_N)} labels, {len(identity_N)} identities, {len(known_N)} marks; expected equal")
@@ -37,11 +37,11 @@ def agreement(label_N: np.ndarray, identity_N: np.ndarray, known_N: np.ndarray) 
     both = _pairs(np.unique(np.stack([label_n, identity_n]), axis=1, return_counts=True)[1])
     together, same = (_pairs(np.unique(x, return_counts=True)[1]) for x in (label_n, identity_n))
     return Agreement(
-        clusters=len(size_K),
+        count=len(size_K),
         largest=int(size_K.max(initial=0)),
         alone=float((size_K == 1).sum() / max(len(label_N), 1)),
-        precision=both / together if together else 1.0,
-        recall=both / same if same else 1.0,
+        pair_precision=both / together if together else 1.0,
+        pair_recall=both / same if same else 1.0,
     )
 
 

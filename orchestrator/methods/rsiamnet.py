@@ -33,7 +33,13 @@ from models.person_search import Images
 from models.siamese_search import SiameseSearch
 from orchestrator.datasets.augmentation import normalised
 from orchestrator.families.person_search.training import generators, images_of
-from orchestrator.families.weak_search.clustering import TrainingPeople, cluster, embed_people, statistics
+from orchestrator.families.weak_search.clustering import (
+    STATISTICS,
+    TrainingPeople,
+    cluster,
+    embed_people,
+    statistics,
+)
 from orchestrator.families.weak_search.job import StartEpoch, WeakSearchMethod
 from orchestrator.families.weak_search.recipe import SAMPLING, WeakSearchRecipe
 from orchestrator.families.weak_search.training import detector_terms, of_all_people
@@ -84,6 +90,7 @@ class RSiamNet(Task):
 
     bank_ND: Tensor
     label_N: Tensor
+    clusters_E5: Tensor  # what is told of every epoch's clusters; nothing is trained on it
 
     def __init__(self, recipe: Recipe, student: SiameseSearch, people: int, identities: int) -> None:
         super().__init__(student)
@@ -91,6 +98,8 @@ class RSiamNet(Task):
         rows = people if recipe.clu else 0
         self.register_buffer("bank_ND", torch.zeros(rows, recipe.student.dim))
         self.register_buffer("label_N", torch.arange(rows))
+        epochs = recipe.train.epochs if recipe.clu else 0
+        self.register_buffer("clusters_E5", torch.zeros(epochs, len(STATISTICS), dtype=torch.float64))
         self.oim = None
         if recipe.oim:
             own = recipe.memory
@@ -99,7 +108,7 @@ class RSiamNet(Task):
     # --- before an epoch
 
     @torch.no_grad()
-    def start_epoch(self, people: TrainingPeople, where: Where) -> Mapping[str, float]:
+    def start_epoch(self, people: TrainingPeople, where: Where, epoch: int) -> Mapping[str, float]:
         """Embeds everybody, refills the memory, clusters (section 3.3)."""
         recipe = self.recipe
         how = {"units": recipe.units, "device": where.device, "workers": recipe.run.loader_workers}
@@ -111,7 +120,9 @@ class RSiamNet(Task):
         if recipe.refill == "blend" and self.steps:
             embedding_ND = unit_rows(recipe.bank_momentum * self.bank_ND + (1 - recipe.bank_momentum) * embedding_ND)
         self.bank_ND.copy_(embedding_ND)
-        return statistics(self.label_N, people.scenes)
+        told = statistics(self.label_N, people.scenes)
+        self.clusters_E5[epoch - 1] = torch.tensor([told[name] for name in STATISTICS], dtype=torch.float64)
+        return told
 
     # --- a step
 

@@ -6,7 +6,7 @@ from orchestrator import figures, published, tracking
 from orchestrator.launch.plan import Plan, TrialRecord
 from orchestrator.launch.study import ranked
 from orchestrator.reporting import scores
-from orchestrator.reporting.content import Section, TableOf, drawn
+from orchestrator.reporting.content import Picture, Section, TableOf, drawn
 from orchestrator.reporting.provenance import networks, references
 
 Runs = dict[str, list[TrialRecord]]  # row -> its completed trials
@@ -22,7 +22,19 @@ def sections(plan: Plan, done: list[TrialRecord]) -> list[Section]:
     figure = figures.bars(f"{metric.title}, mean and every seed", values, scores.axis(metric))
     picture = drawn("table.png", f"{metric.title} of every row", figure)
     found = [Section("Rows", tables=[_table(plan, runs, costs)], pictures=[picture])]
-    return [*found, _accuracy_over_throughput(plan, runs, costs)] if costs else found
+    found += [_accuracy_over_throughput(plan, runs, costs)] if costs else []
+    return [*found, _side_by_side(plan, runs)] if plan.search_space.compare else found
+
+
+def _side_by_side(plan: Plan, runs: Runs) -> Section:
+    """The picture that the space compares, of the first run of every row."""
+    name, pictures = plan.search_space.compare, []
+    for place, (row, of_row) in enumerate(runs.items()):
+        file = tracking.artifact(plan.tracking_uri, of_row[0].run_id, f"{name}.png") if of_row else None
+        if file is not None:
+            pictures.append(Picture(f"{name}_{place}.png", f"{name} of {row}, seed {of_row[0].point['seed']}",
+                                    file.read_bytes()))  # fmt: skip
+    return Section(f"{name.replace('_', ' ').capitalize()} of every row", pictures=pictures)
 
 
 def cost(plan: Plan, done: list[TrialRecord]) -> Section:

@@ -129,7 +129,12 @@ def test_the_report_of_a_table(sweeps, stored):
         record(n, p, val_map=0.4 + n / 100, val_rank1=0.5, val_rank3=0.6, val_rank5=0.7) for n, p in enumerate(points)
     ]
     stored(plan, records, [2e9 if p["cell"] == "none" else 1e9 for p in points])
+    plan = dataclasses.replace(plan, space_data={**plan.space_data, "compare": "retrieval"})
     html, _ = summary.write_report(plan)
+    assert {f"retrieval_{place}.png" for place in range(len(plan.search_space.cells))} <= {
+        p.name for p in (html.parent / "figures").iterdir()
+    }
+    assert "<figcaption>retrieval of HTS + NPKD, seed 0</figcaption>" in html.read_text()
     text = html.with_suffix(".md").read_text()
     for part in (
         "Best: SUReID, mAP 46.50.",
@@ -138,6 +143,7 @@ def test_the_report_of_a_table(sweeps, stored):
         "| teacher on both sides, ResNet101@256 |  | 50.00 | 60.00 |",
         "| chance |  | 1.00 | 2.00 |",
         "## Accuracy and throughput",
+        "## Retrieval of every row",
         "occluded_duke, mAP / R1 | images/s, their GPU | ours | note |",
         "| HTS + NPKD | 53.20 / 64.80 |  |  | 1585 | 44.50 ± 3.54 / 50.00 ± 0.00 |  |",
         "partial_reid, R1 / R3",

@@ -10,6 +10,7 @@ from search_spaces._space import Choice, Float, Int, SearchSpace
     [
         ({}, "either tune or cells"),
         ({"tune": {"a": Float(0, 1)}, "cells": {"x": {}}}, "either tune or cells"),
+        ({"tune": {"a": Float(0, 1)}, "compare": "x"}, "is of the rows of a table, and there is none"),
         ({"tune": {"a": Float(0, 1)}, "fix": {"a": 1}}, "both tuned and fixed"),
         ({"tune": {"a": Float(0, 1)}, "start": ({"b": 1},)}, "must name exactly"),
         ({"tune": {"a": Float(0, 1)}, "start": ({"a": 2},)}, "outside"),

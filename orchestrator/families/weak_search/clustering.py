@@ -26,6 +26,8 @@ from orchestrator.families.person_search.data import Frames
 from orchestrator.families.weak_search.crops import is_usable
 from orchestrator.families.weak_search.training import of_all_people
 
+_TOLD = ("count", "largest", "alone", "pair_precision", "pair_recall")
+STATISTICS = tuple(f"clusters/{name}" for name in _TOLD)
 Path = Literal["both", "scene", "crop"]  # by which of the two a person is embedded
 
 
@@ -119,10 +121,4 @@ def statistics(label_N: Tensor, scenes: SceneSet) -> dict[str, float]:
     """Of a clustering, for the log; the only place that looks at identities, and nothing is trained on it."""
     known_N = scenes.identity_N != UNLABELLED
     found = agreement(label_N.cpu().numpy(), scenes.identity_N, known_N)
-    return {
-        "clusters/number": found.clusters,
-        "clusters/largest": found.largest,
-        "clusters/alone": found.alone,
-        "clusters/pair_precision": found.precision,
-        "clusters/pair_recall": found.recall,
-    }
+    return {f"clusters/{name}": float(getattr(found, name)) for name in _TOLD}

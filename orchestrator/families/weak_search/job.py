@@ -1,6 +1,7 @@
 """What must be ready for a person search trained on boxes alone, how it is trained and scored."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch.optim import SGD, AdamW, Optimizer
@@ -17,7 +18,7 @@ from orchestrator.families.retrieval.supervised import loop_settings
 from orchestrator.families.weak_search.batches import LoadPeople, PeopleRequests
 from orchestrator.families.weak_search.clustering import Path, TrainingPeople
 from orchestrator.families.weak_search.crops import crops_need, make_crops, open_crops
-from orchestrator.families.weak_search.pictures import pictures
+from orchestrator.families.weak_search.pictures import Found, pictures
 from orchestrator.families.weak_search.recipe import WeakSearchRecipe, learning_rate
 from orchestrator.families.weak_search.training import build, check_network
 from orchestrator.method import Batch, Evaluation, Experiment, Method, Metric, Task, Where
@@ -26,7 +27,7 @@ from orchestrator.pictures import Picture
 from orchestrator.recipe import flat
 
 MakeTask = Callable[[Any, SiameseSearch, int, int], Task]  # recipe, student, training people, identities
-StartEpoch = Callable[[Task, TrainingPeople, Where], Mapping[str, float]]
+StartEpoch = Callable[[Task, TrainingPeople, Where, int], Mapping[str, float]]
 
 
 class WeakSearchMethod(Method):
@@ -111,8 +112,8 @@ class WeakSearchMethod(Method):
             optimizer=_optimizer(recipe, task),
             rate=lambda progress: learning_rate(recipe.train, progress),
             batches=batches,
-            evaluate=lambda task: _score(recipe, searched, task.student, where),
-            start_epoch=None if start is None else lambda task, _: start(task, people, where),
+            evaluate=lambda task: _with_clusters(_score(recipe, searched, task.student, where), task),
+            start_epoch=None if start is None else lambda task, epoch: start(task, people, where, epoch),
             steps_per_epoch=scenes.steps,
             precision=networks_precision(recipe.train, where.device),
             items_per_step=recipe.batch.scenes,
@@ -127,7 +128,7 @@ class WeakSearchMethod(Method):
     def pictures(
         self, student: SiameseSearch, recipe: Any, prepared: Prepared, evaluation: Evaluation, where: Where
     ) -> dict[str, Picture]:
-        """Queries with their best match, clusters of training people, and mAP over the gallery's size."""
+        """Queries with their best match, clusters of training people and over epochs, mAP over the gallery's size."""
         searched = data.open_gallery(prepared, recipe.student.size)
         people = training_people(recipe, prepared) if "train" in prepared else None
         return pictures(student.to(where.device), searched, evaluation, recipe, people, self.path(recipe), where.device)
@@ -152,7 +153,13 @@ def training_people(recipe: Any, prepared: Prepared) -> TrainingPeople:
 
 def _score(recipe: Any, searched: data.Searched, student: SiameseSearch, where: Where) -> Evaluation:
     found = search.embedded(student, searched, where.device, recipe.run.loader_workers)
-    return search.scored(found, searched, recipe.search)
+    scored = search.scored(found, searched, recipe.search)
+    return Evaluation(scored.metrics, Found(scored.found))
+
+
+def _with_clusters(scored: Evaluation, task: Task) -> Evaluation:
+    """What was found, and what was told of every epoch's clusters, for the pictures."""
+    return Evaluation(scored.metrics, replace(scored.found, clusters_E5=task.clusters_E5.cpu().numpy()))
 
 
 def _optimizer(recipe: WeakSearchRecipe, task: Task) -> Optimizer:
