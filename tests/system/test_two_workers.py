@@ -22,7 +22,7 @@ from orchestrator.recipe import flat, recipe_from
 
 CPU = torch.device("cpu")
 Job = tuple[str, dict[str, Any], dict[str, Any]]  # method, flat recipe, what is prepared for it
-STATE = {"bank_ND", "label_N"}  # made of all training images before the first step
+STATE = ("bank_ND", "label_N", "table_KD", "queue_QD", "position")  # follows a step, or is made before it
 CASES = {case.id: case.values for case in cases()}
 
 
@@ -46,10 +46,12 @@ def first_step(job: Job, place: Place, rank: int, world: int) -> dict[str, Any]:
     step = DistributedDataParallel(task) if world > 1 else task
     losses = step(to_device(next(iter(made.batches(1))), CPU))
     losses.total.backward()
+    with torch.no_grad():
+        task.after_step(losses.kept)
     return {
         "total": losses.total.detach(),
         "terms": {name: term.detach() for name, term in losses.terms.items()},
-        "state": {name: rows for name, rows in task.named_buffers() if name in STATE},
+        "state": {name: rows for name, rows in task.named_buffers() if name.endswith(STATE)},
         "gradient": {name: p.grad for name, p in task.named_parameters() if p.grad is not None},
     }
 
