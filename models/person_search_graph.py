@@ -11,6 +11,7 @@ Boxes of exactly the same score are in any order in torch, and may be in another
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, nms, roi_align
 from torchvision.ops.poolers import LevelMapper
 
@@ -19,8 +20,8 @@ from models.person_search import SMALLEST, PersonSearch, padded
 from models.regions import HEAD_CODER, OVERLAP, SMALLEST_PROPOSAL, Scored, decoded
 
 NONE = -1.0  # score of a box that a search throws away
-TRACED = (219, 318)  # pixels: no two sides of a map are alike, and none is 1, which would be taken for fixed
-FREE = {2: "height", 3: "width"}
+_TRACED = (219, 318)  # pixels: no two sides of a map are alike, and none is 1, which would be taken for fixed
+_FREE = {2: "height", 3: "width"}
 
 
 def search_graphs(network: PersonSearch) -> dict[str, Graph]:
@@ -30,20 +31,28 @@ def search_graphs(network: PersonSearch) -> dict[str, Graph]:
     """
     torchs, traced = network.deployed(), network.deployed()
     traced.pool = FixedPool(traced.pool)
-    anchors = traced.regions.anchors  # its tensors are no buffers: they stay where the network has been
+    free_device(traced.regions.anchors)
+    return graphs_of(network, Search(traced).eval(), traced, torchs)
+
+
+def free_device(anchors: AnchorGenerator) -> None:
+    """Anchors are no buffers: they stay where the network has been, and are traced on the CPU."""
     anchors.cell_anchors = [cell.cpu() for cell in anchors.cell_anchors]
-    search = Search(traced).eval()
+
+
+def graphs_of(network: nn.Module, search: nn.Module, traced: nn.Module, torchs: nn.Module) -> dict[str, Graph]:
+    """The graphs of a network that searches: ``search`` and ``traced`` say in another way what ``torchs`` does."""
     draw = torch.Generator().manual_seed(1)
-    (own,), small = network.example(1), torch.randn(1, 3, *TRACED, generator=draw)
+    (own,), small = network.example(1), torch.randn(1, 3, *_TRACED, generator=draw)
     upright = own.transpose(2, 3).contiguous()
     names, outputs = network.input_names, network.outputs
     return {
-        "": Graph(search, (small,), names, outputs, (FREE,), ((own,), (upright,)), torchs),
+        "": Graph(search, (small,), names, outputs, (_FREE,), ((own,), (upright,)), torchs),
         "fixed": Graph(search, (own,), names, outputs, reference=torchs),
         "embedding": Graph(
-            Embedding(traced).eval(), (small, random_boxes(small, 5, draw)), (*names, "boxes"), outputs[-1:],
-            (FREE, {0: "people"}),
-            tuple((image, random_boxes(image, n, draw)) for image, n in ((own, 9), (upright, 0))),
+            Embedding(traced).eval(), (small, _boxes(small, 5, draw)), (*names, "boxes"), outputs[-1:],
+            (_FREE, {0: "people"}),
+            tuple((image, _boxes(image, n, draw)) for image, n in ((own, 9), (upright, 0))),
             Embedding(torchs).eval(),
         ),
     }  # fmt: skip
@@ -138,7 +147,7 @@ def large(box_N4: Tensor, least: float) -> Tensor:
     return ((box_N4[:, 2:] - box_N4[:, :2]) >= least).all(1)
 
 
-def random_boxes(image_1CHW: Tensor, count: int, draw: torch.Generator) -> Tensor:
+def _boxes(image_1CHW: Tensor, count: int, draw: torch.Generator) -> Tensor:
     """Boxes (count, 4) anywhere in an image."""
     height, width = image_1CHW.shape[-2:]
     corner_N22 = torch.rand(count, 2, 2, generator=draw).sort(1).values

@@ -26,6 +26,7 @@ from models.network import PIXELS, Graph, Pixels, at_least_float32, shared_copy
 from models.person_search import Detected, Images, padded
 from models.pyramid import Pyramid
 from models.regions import Sampling, Scored, Sizes
+from models.scenes import largest_difference, scene_example, scene_feeding
 
 DETECTORS = ("fcos", "retinanet", "faster_rcnn")
 CROP_CELLS = ("align", "average", "whole", "align_tall")
@@ -211,24 +212,14 @@ class SiameseSearch(nn.Module):
 
     @property
     def feeding(self) -> dict[str, Any]:
-        mean, std = self.pixels
-        shorter, longer = self.config.size
-        return {
-            "size": [shorter, longer],
-            "resize": f"the shorter side to {shorter}, the longer to {longer} at most, bilinear; one image at a time",
-            "range": "RGB in [0, 1], then (x - mean) / std",
-            "mean": list(mean),
-            "std": list(std),
-        }
+        return scene_feeding(self.config.size, self.pixels)
 
     def deployed(self) -> "SiameseSearch":
         return shared_copy(self).eval()
 
     def example(self, count: int) -> tuple[Tensor, ...]:
         """Images of one size; the network takes them one by one."""
-        shorter, longer = self.config.size
-        shape = (count, 3, shorter, min(longer, round(shorter * 4 / 3)))
-        return (torch.randn(shape, generator=torch.Generator().manual_seed(0)),)
+        return scene_example(self.config.size, count)
 
     def parts(self) -> dict[str, nn.Module]:
         bare = self.deployed()
@@ -239,13 +230,7 @@ class SiameseSearch(nn.Module):
 
     def same(self, ours: Sequence[Tensor], exported: Sequence[Tensor]) -> float:
         """Largest difference of a number; boxes in shares of the shorter side. Infinite for another number of boxes."""
-        if any(a.shape != b.shape for a, b in zip(ours, exported, strict=True)):
-            return float("inf")
-        scales = (self.config.size[0], 1.0, 1.0)[-len(ours) :]
-        differences = [
-            (a - b).abs().max().item() / scale for a, b, scale in zip(ours, exported, scales, strict=True) if a.numel()
-        ]
-        return max(differences, default=0.0)
+        return largest_difference(self.config.size[0], ours, exported)
 
     def exportable(self) -> str:
         own = self.config

@@ -14,17 +14,7 @@ from torchvision.ops import clip_boxes_to_image
 from models.detectors import FasterRCNN
 from models.network import Graph
 from models.person_search import SMALLEST, padded
-from models.person_search_graph import (
-    FREE,
-    NONE,
-    TRACED,
-    Embedding,
-    FixedPool,
-    after_nms,
-    large,
-    proposed,
-    random_boxes,
-)
+from models.person_search_graph import NONE, FixedPool, after_nms, free_device, graphs_of, large, proposed
 from models.regions import HEAD_CODER, Sizes, decoded
 from models.siamese_search import SiameseSearch
 
@@ -38,25 +28,10 @@ def search_graphs(network: SiameseSearch) -> dict[str, Graph]:
     traced.pool = FixedPool(traced.pool)
     if isinstance(traced.detector, FasterRCNN):
         traced.detector.pool = FixedPool(traced.detector.pool)
-        anchors = traced.detector.regions.anchors
+        free_device(traced.detector.regions.anchors)
     else:
-        anchors = traced.detector.anchors
-    anchors.cell_anchors = [cell.cpu() for cell in anchors.cell_anchors]  # no buffers: they stay where they have been
-    search = Search(traced).eval()
-    draw = torch.Generator().manual_seed(1)
-    (own,), small = network.example(1), torch.randn(1, 3, *TRACED, generator=draw)
-    upright = own.transpose(2, 3).contiguous()
-    names, outputs = network.input_names, network.outputs
-    return {
-        "": Graph(search, (small,), names, outputs, (FREE,), ((own,), (upright,)), torchs),
-        "fixed": Graph(search, (own,), names, outputs, reference=torchs),
-        "embedding": Graph(
-            Embedding(traced).eval(), (small, random_boxes(small, 5, draw)), (*names, "boxes"), outputs[-1:],
-            (FREE, {0: "people"}),
-            tuple((image, random_boxes(image, n, draw)) for image, n in ((own, 9), (upright, 0))),
-            Embedding(torchs).eval(),
-        ),
-    }  # fmt: skip
+        free_device(traced.detector.anchors)
+    return graphs_of(network, Search(traced).eval(), traced, torchs)
 
 
 class Search(nn.Module):
