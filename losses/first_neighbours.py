@@ -22,9 +22,10 @@ Rule = Literal["literal", "strict", "other_images"]
 
 @torch.no_grad()
 def first_neighbours(embedding_ND: Tensor, image_N: Tensor | None = None, block_rows: int = 4096) -> Tensor:
-    """κ: the row with the largest cosine to each row, itself left out, (N,) int64; of equal ones the lowest.
+    """κ: the row with the largest cosine to each row, itself left out, (N,) int64; of equal rows the lowest.
 
-    The similarity of two rows is computed once, in tiles: half of the matrix product, and never N × N numbers.
+    Different rows of exactly the same cosine are told apart by how a tile rounds, as in any matrix product. The
+    similarity of two rows is computed once, in tiles: half of the matrix product, and never N × N numbers.
 
     Args:
         embedding_ND: any length, compared by cosine.
@@ -58,6 +59,22 @@ def first_neighbours(embedding_ND: Tensor, image_N: Tensor | None = None, block_
             _keep_better(best_N, index_N, own, tile.max(1), other.start)
             if own != other:
                 _keep_better(best_N, index_N, other, tile.max(0), own.start)
+    return _lowest_of_equal(unit_ND, index_N, image_N, block_rows)
+
+
+def _lowest_of_equal(unit_ND: Tensor, index_N: Tensor, image_N: Tensor | None, block_rows: int) -> Tensor:
+    """The same neighbours, where several rows are equal the lowest: two tiles may round their cosines differently."""
+    draw = torch.Generator().manual_seed(0)
+    weight_D = torch.rand(unit_ND.shape[1], generator=draw, dtype=torch.float64).to(unit_ND)
+    sums = [(rows * weight_D).sum(1) for rows in unit_ND.split(block_rows)]
+    _, number_N, count_K = torch.cat([*sums, unit_ND[:0, :1].sum(1)]).unique(return_inverse=True, return_counts=True)
+    for number in (count_K > 1).nonzero()[:, 0].tolist():
+        rows = (number_N == number).nonzero()[:, 0]
+        rows = rows[(unit_ND[rows] == unit_ND[rows[0]]).all(1)]
+        others = rows[1:] if image_N is None else rows[image_N[rows] != image_N[rows[0]]]
+        asking = torch.isin(index_N, rows).nonzero()[:, 0]
+        same = asking == rows[0] if image_N is None else image_N[asking] == image_N[rows[0]]
+        index_N[asking] = torch.where(same, others[0], rows[0]) if len(others) else rows[0]
     return index_N
 
 

@@ -319,6 +319,17 @@ def test_equal_rows_have_the_lowest_as_neighbour():
     assert first_neighbours(torch.zeros(3, 3)).tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize("block_rows", [7, 64, 4096])
+def test_copies_have_the_lowest_as_neighbour_in_tiles_of_any_size(block_rows):
+    once = rand(101, 256, dtype=torch.float32)
+    copies, image = once.repeat(3, 1), torch.arange(303) // 3
+    found = first_neighbours(copies, block_rows=block_rows)
+    assert torch.equal(found, torch.cat([torch.arange(101) + 101, torch.arange(101), torch.arange(101)]))
+    found = first_neighbours(copies, image, block_rows)
+    expected = [min(j for j in range(i % 101, 303, 101) if j != i and image[j] != image[i]) for i in range(303)]
+    assert found.tolist() == expected
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_clusters_of_few_people(rule):
     assert first_neighbour_labels(torch.zeros(0, 3), torch.zeros(0, dtype=int), rule).tolist() == []
