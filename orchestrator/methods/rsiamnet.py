@@ -44,7 +44,7 @@ from orchestrator.families.weak_search.job import StartEpoch, WeakSearchMethod
 from orchestrator.families.weak_search.recipe import SAMPLING, WeakSearchRecipe
 from orchestrator.families.weak_search.training import detector_terms, of_all_people
 from orchestrator.method import Batch, Losses, Task, Where
-from orchestrator.recipe import Positive, Range, Weight, changed
+from orchestrator.recipe import Range, Weight, changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +55,14 @@ class Recipe(WeakSearchRecipe):
     inter: Weight = 1.0  # of L_int, eq. 2
     clu: Weight = 1.0  # of L_clu, eq. 3
     det: Weight = 1.0  # of the detector's own losses
-    gamma: Positive = 16.0  # γ of L_clu
+    gamma: Annotated[float, Range(0, 1e4, above=True)] = 16.0  # γ of L_clu
     bank_momentum: Annotated[float, Range(0, 1)] = 0.2  # λ, weight of the old row of the memory
     path: Literal["both", "scene", "crop"] = "both"  # by which people are embedded: table 2, rows 1 and 2 have one
     clusters: Literal["neighbours", "singletons"] = "neighbours"  # singletons: instance recognition (IR)
     # What the paper leaves open
     ins_stop: Literal["none", "scene", "crop"] = "none"  # side of L_ins without gradient
     inter_normalization: Literal["row_softmax", "matrix_softmax", "linear"] = "row_softmax"
-    inter_temperature: Positive = 1.0
+    inter_temperature: Annotated[float, Range(1e-3)] = 1.0
     inter_diagonal: bool = True
     inter_reduction: Literal["mean", "sum"] = "mean"  # over rows
     rule: Literal["literal", "strict", "other_images"] = "literal"  # who may be a neighbour, and be joined

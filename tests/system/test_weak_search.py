@@ -379,6 +379,11 @@ def test_other_training_frames_leave_the_gallery_s_needs_alone(tiny_recipe, tiny
         assert len(keys) == (1 if role.startswith(("gallery", "references")) else 3), role
 
 
+def test_the_counts_that_are_told_are_those_of_what_is_trained_on(tiny_recipe, prepared):
+    told = prepared("rsiamnet", tiny_recipe("rsiamnet", **{"data.fraction": 0.5})).told()
+    assert told["protocol"].startswith("frames/boxes/identities: train 12/")
+
+
 def test_a_union_is_trained_on(tiny_recipe, tiny_root, tmp_path, quick_disk):
     union_name = {"data.name": "folder_scenes+demo_scenes", "train.epochs": 1, "batch.by_aspect": False}
     state, history = weights_of(tiny_root, tmp_path, tiny_recipe, **union_name)

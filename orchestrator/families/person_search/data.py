@@ -29,7 +29,7 @@ from orchestrator.datasets.unions import union
 from orchestrator.needs import Need, Place, Prepared, Ready, Report, digest
 from orchestrator.recipe import Data, Run
 
-SIDES = ("train", "gallery")
+SIDES = ("gallery", "train")  # what both tell, such as counts, is the last one's: it knows what is trained on
 _QUALITY = 95  # of stored JPEGs, without chroma subsampling
 _ORIGINAL, _RESIZED = slice(0, 2), slice(2, 4)  # of the column "size": height and width
 

@@ -64,7 +64,10 @@ class TwiceFallingTrain(Train):
     epochs: Count = 48
     warmup_epochs: Annotated[int, Range(0, 0)] = 0  # counted in steps here
     warmup_steps: Whole = 500  # linear from a third; the paper is silent, its authors' other code has it
-    falls: tuple[int, int] = (32, 44)  # epochs after which the rate is a tenth of what it was
+    falls: Annotated[tuple[int, int], Range(0)] = (
+        32,
+        44,
+    )  # epochs after which the rate is a tenth of what it was; 0: never
     clip_norm: Weight = 35.0
     evaluate_every: Count = 4
 
