@@ -251,3 +251,6 @@ def _check_memory(memory_ND: Tensor, row_B: Tensor, feature_BD: Tensor) -> None:
         )
     if row_B.shape != feature_BD.shape[:1]:
         raise ValueError(f"{len(feature_BD)} features need a row of the memory each, got {tuple(row_B.shape)}")
+    # On a device a wrong row is the indexing's own error: nothing waits for it here.
+    if row_B.device.type == "cpu" and len(row_B) and not 0 <= row_B.min() <= row_B.max() < len(memory_ND):
+        raise ValueError(f"rows must be 0 … {len(memory_ND) - 1}, got {row_B.min()} … {row_B.max()}")

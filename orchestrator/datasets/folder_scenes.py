@@ -10,8 +10,9 @@
 of ``boxes.csv`` a ``boxes.json`` in COCO's form is read: ``images`` with ``id``, ``file_name`` and perhaps ``camera``,
 ``annotations`` with ``image_id``, ``bbox`` [x, y, width, height] and perhaps ``person_id``; all of them are people.
 
-Identities are texts, matched between query and gallery. A query is searched in all gallery images but its own. Images
-without a box are trained on as background, and searched in.
+Identities are texts, matched between query and gallery; people who are trained on may have none, for methods that need
+none. A query is searched in all gallery images but its own. Images without a box are trained on as background, and
+searched in.
 """
 
 import csv
@@ -65,8 +66,6 @@ def load(data_root: str, evaluate_on: str = "test") -> SearchData:
     known = sorted({row.identity for row in (*rows["gallery"], *asked)} - {""})
     number = {identity: i for i, identity in enumerate(known, 1)}
     trained = {identity: i for i, identity in enumerate(sorted({row.identity for row in rows["train"]} - {""}), 1)}
-    if not trained:
-        raise ValueError(f"{_NAME}: no box in {root / 'train'} has an identity; who shall be told apart?")
     (train, _), (gallery, frame) = (_set(root, side, rows[side], of) for side, of in
                                     (("train", trained), ("gallery", number)))  # fmt: skip
     queries, identity_Q = _queries(asked, gallery, frame, number)

@@ -13,8 +13,6 @@ from orchestrator.datasets.images import ImageSet, Reader
 from orchestrator.datasets.scenes import SceneSet, SearchData
 from orchestrator.needs import digest
 
-_APART = 10_000  # between the identities of two data sets: no identity becomes UNLABELLED
-
 
 @dataclass(frozen=True)
 class Either:
@@ -60,13 +58,26 @@ def _joined(parts: dict[str, SceneSet]) -> SceneSet:
     keys = tuple(f"{name}/{key}" for name, scenes in parts.items() for key in scenes.frames.keys)
     camera_F = np.concatenate([scenes.frames.cameras for scenes in parts.values()])
     frames = ImageSet(f"{'+'.join(parts)}/train", keys, np.full(len(keys), -1), reader, camera_F)
-    identities = [
-        np.where(scenes.identity_N == UNLABELLED, UNLABELLED, scenes.identity_N + place * _APART)
-        for place, scenes in enumerate(parts.values())
-    ]
     return SceneSet(
         frames,
         np.concatenate([scenes.box_N4 for scenes in parts.values()]),
-        np.concatenate(identities),
+        _numbered([scenes.identity_N for scenes in parts.values()]),
         np.concatenate([scenes.count_F for scenes in parts.values()]),
     )
+
+
+def _numbered(identities: Sequence[np.ndarray]) -> np.ndarray:
+    """Identities of all parts from 1, part by part; no two parts share one, and none becomes UNLABELLED.
+
+    >>> _numbered([np.array([7, 9, UNLABELLED]), np.array([7])]).tolist()
+    [1, 2, 5555, 3]
+    """
+    found, known = [], 0
+    for identity_N in identities:
+        labelled_N = identity_N != UNLABELLED
+        number_N = np.full(len(identity_N), UNLABELLED, np.int64)
+        number_N[labelled_N] = 1 + known + np.unique(identity_N[labelled_N], return_inverse=True)[1]
+        known += len(np.unique(identity_N[labelled_N]))
+        number_N[labelled_N] += number_N[labelled_N] >= UNLABELLED
+        found.append(number_N)
+    return np.concatenate(found)

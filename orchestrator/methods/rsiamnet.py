@@ -67,7 +67,7 @@ class Recipe(WeakSearchRecipe):
     inter_reduction: Literal["mean", "sum"] = "mean"  # over rows
     rule: Literal["literal", "strict", "other_images"] = "literal"  # who may be a neighbour, and be joined
     cluster_by: Literal["both", "scene"] = "both"  # embeddings that are clustered: scene alone is half the work
-    units: bool = True  # the memory takes the mean of unit vectors, not of raw ones
+    units: bool = True  # within an epoch the memory takes the mean of unit vectors, not of raw ones
     renormalize: bool = True  # a written row of the memory is made a unit vector
     refill: Literal["replace", "blend"] = "replace"  # of the memory before an epoch
     oim: Weight = 0.0  # OIM on identities, the supervised reference; 0 = identities are never looked at
@@ -174,9 +174,9 @@ class RSiamNet(Task):
 
     def _crops(self, crops_P3hw: Tensor, images: Images) -> Tensor:
         """Raw embeddings of the crops, which are normalised as the frames are."""
-        like = images.pixels_BCHW
+        like, linear = images.pixels_BCHW, self.student.embedding
         if not len(crops_P3hw):
-            return like.new_zeros(0, self.recipe.student.dim)
+            return linear(like.new_zeros(0, linear.in_features))  # nobody, and a gradient of zero
         return self.student.embed_crops(normalised(crops_P3hw, self.student.pixels).to(like.dtype))
 
     def _consistency(self, scene_BD: Tensor, crop_BD: Tensor) -> dict[str, Tensor]:
@@ -264,4 +264,5 @@ METHOD = WeakSearchMethod(
     path=lambda recipe: recipe.path,
     start_epoch=_start_epoch,
     check_losses=_check_losses,
+    looks_at_identities=lambda recipe: recipe.oim > 0,
 )

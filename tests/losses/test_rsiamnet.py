@@ -214,6 +214,7 @@ def test_cluster_contrastive_refuses():
     for wrong, words in (
         ((rand(2, 2), memory, label, row), r"matrices of one width, got \(2, 2\) and \(4, 3\)"),
         ((rand(3, 3), memory, label, row), "3 features need a row of the memory each"),
+        ((rand(2, 3), memory, label, row - 1), r"rows must be 0 … 3, got -1 … 0"),
         ((rand(2, 3), memory, label[:3], row), "4 rows of the memory need a label each"),
         ((rand(2, 3), memory, label, row, 0.0), "scale must be above 0"),
         ((rand(2, 3), memory, label, row, 1.0, "sum"), "reduction is mean or none"),

@@ -22,7 +22,7 @@ from orchestrator.families.weak_search.crops import cut, is_usable
 from orchestrator.families.weak_search.job import training_people
 from orchestrator.fit import fit
 from orchestrator.method import Where
-from orchestrator.needs import Place
+from orchestrator.needs import Place, Prepared
 from orchestrator.recipe import changed
 
 CPU = torch.device("cpu")
@@ -56,8 +56,6 @@ def weights_of(root, storage, tiny_recipe, **changes):
 
     place = Place(str(storage), str(root))
     recipe, method, prepare = tiny_recipe("rsiamnet", **changes), find.method("rsiamnet"), preparation(place)
-    from orchestrator.needs import Prepared
-
     roles = {role: prepare.meet("rsiamnet", need) for role, need in method.needs(recipe, place).items()}
     made = method.experiment(recipe, Prepared(place, roles), Where(place, 0, 1, CPU))
     history, _ = fit(made, CPU)
@@ -74,6 +72,53 @@ def test_other_identities_change_no_weight(tmp_path, tiny_recipe, quick_disk):
     assert [name for name, value in one.items() if not torch.equal(value, two[name])] == ["clusters_E5"]  # what is told
     told = [{k: v for k, v in h[-1].items() if k.startswith("clusters/pair")} for h in (first, second)]
     assert told[0] != told[1]  # which are told of, and nothing else
+
+
+def without_identities(root):
+    file = root / "train" / "boxes.csv"
+    head, *rows = file.read_text().splitlines()
+    fields = [row.split(",") for row in rows]
+    file.write_text("\n".join([head, *(",".join([*f[:5], "", *f[6:]]) for f in fields)]) + "\n")
+
+
+def test_no_identity_is_needed_but_where_one_is_learned(tmp_path, tiny_recipe, quick_disk):
+    write_scenes(tmp_path / "a" / "scenes")
+    without_identities(tmp_path / "a" / "scenes")
+    state, _ = weights_of(tmp_path / "a", tmp_path / "s", tiny_recipe, **{"train.epochs": 1})
+    assert len(state["bank_ND"]) > 20
+    place = Place(str(tmp_path / "s"), str(tmp_path / "a"))
+    supervised = tiny_recipe("rsiamnet", oim=1.0, clu=0.0, path="scene")
+    with pytest.raises(ValueError, match="0 identities, which the supervised reference learns; expected 1 to 5,554"):
+        find.method("rsiamnet").needs(supervised, place)
+    with pytest.raises(ValueError, match="0 identities, which the memory of identities learns; expected 1 to 5,554"):
+        find.method("ddps").needs(tiny_recipe("ddps", ld=0, cd=0, dfd=0), place)
+
+
+def test_boxes_that_leave_their_frame_are_clipped_for_both_paths(tmp_path, tiny_recipe, quick_disk):
+    from tiny import preparation
+
+    write_scenes(tmp_path / "a" / "scenes")
+    file = tmp_path / "a" / "scenes" / "train" / "boxes.csv"
+    head, first, *rows = file.read_text().splitlines()
+    fields = first.split(",")
+    file.write_text("\n".join([head, ",".join([fields[0], "-9", "-4", "20", "300", *fields[5:]]), *rows]) + "\n")
+    place, recipe = Place(str(tmp_path / "s"), str(tmp_path / "a")), tiny_recipe("rsiamnet")
+    prepare = preparation(place)
+    needs = find.method("rsiamnet").needs(recipe, place)
+    ready = Prepared(place, {role: prepare.meet("rsiamnet", need) for role, need in needs.items()})
+    people = training_people(recipe, ready)
+    height = people.frames.table.all("size")[0, 0]
+    assert people.scenes.boxes(0)[0].tolist() == [0, 0, 20, height]
+
+
+def test_a_batch_of_nobody_has_a_gradient_of_zero(experiment):
+    made = experiment(path="crop", det=0.0, **{"student.search_by": "crop"})
+    batch = next(iter(made.batches(1)))
+    batch |= {"people": [b[:0] for b in batch["people"]], "row": batch["row"][:0], "crops": batch["crops"][:0]}
+    batch |= {"row_identity": batch["row_identity"][:0], "counts": [0]}
+    losses = made.task.train()(batch)
+    losses.total.backward()
+    assert losses.total == 0 and not made.task.student.embedding.weight.grad.any()
 
 
 def test_the_supervised_reference_does_look_at_identities(tmp_path, tiny_recipe, quick_disk):
@@ -385,7 +430,7 @@ def test_the_counts_that_are_told_are_those_of_what_is_trained_on(tiny_recipe, p
 
 
 def test_a_union_is_trained_on(tiny_recipe, tiny_root, tmp_path, quick_disk):
-    union_name = {"data.name": "folder_scenes+demo_scenes", "train.epochs": 1, "batch.by_aspect": False}
+    union_name = {"data.name": "folder_scenes+demo_scenes", "train.epochs": 1, "batch.by_aspect": False, "oim": 1.0}
     state, history = weights_of(tiny_root, tmp_path, tiny_recipe, **union_name)
     scenes = find.dataset("demo_scenes")("", "test").train
     own = find.dataset("folder_scenes")(str(tiny_root), "test").train
@@ -405,6 +450,7 @@ def test_a_union_is_trained_on(tiny_recipe, tiny_root, tmp_path, quick_disk):
         ({"data.skip_unreadable": True}, "a frame that is left out may hold somebody who is searched"),
         ({"student.size": "64x48"}, "student: size 64x48: the shorter side comes first"),
         ({"student.levels": 40}, "student: FCOS norms 32 groups"),
+        ({"student.frozen_stages": 1}, "frozen_stages=1 and freeze_norms=False of a network from scratch keep"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together(tiny_recipe, tiny_place, changes, words):

@@ -118,6 +118,16 @@ def _described(data: Data, place: Place, side: str) -> tuple[SceneSet, dict[str,
     return scenes, {"scenes": digest(content), "listing": listing}, frames.reader.stamp(frames.keys)
 
 
+def check_identities(need: Need, why: str) -> None:
+    """Raises ValueError where training people have no identities, or more than an identity memory can hold."""
+    identities = need.how["identities"]
+    if not 1 <= identities < UNLABELLED:
+        raise ValueError(
+            f"{need.title}: {identities:,} identities, {why}; expected 1 to {UNLABELLED - 1:,}, as label {UNLABELLED} "
+            f"stands for a person without one"
+        )
+
+
 def is_cached(run: Run, size: tuple[int, int]) -> bool:
     """Whether frames are kept as JPEG at training size, decoded once: where it is asked for, or where they are small.
 

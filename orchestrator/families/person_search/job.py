@@ -86,6 +86,7 @@ class PersonSearchMethod(Method):
         found = data.side_needs(recipe.data, recipe.run, recipe.student.size, place, *sides)
         if purpose == "score":
             return found
+        data.check_identities(found["train scenes"], "which the memory of identities learns")
         asked = {"batch.scenes": recipe.batch.scenes} | (
             {"teacher.scenes": recipe.teacher.scenes} if self.distils(recipe) else {}
         )

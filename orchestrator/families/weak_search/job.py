@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 from torch.optim import SGD, AdamW, Optimizer
 
 from models.siamese_search import SiameseSearch
@@ -17,7 +18,7 @@ from orchestrator.families.retrieval.recipe import networks_precision
 from orchestrator.families.retrieval.supervised import loop_settings
 from orchestrator.families.weak_search.batches import LoadPeople, PeopleRequests
 from orchestrator.families.weak_search.clustering import Path, TrainingPeople
-from orchestrator.families.weak_search.crops import crops_need, make_crops, open_crops
+from orchestrator.families.weak_search.crops import crops_need, inside, make_crops, open_crops
 from orchestrator.families.weak_search.pictures import Found, pictures
 from orchestrator.families.weak_search.recipe import WeakSearchRecipe, learning_rate
 from orchestrator.families.weak_search.training import build, check_network
@@ -40,6 +41,7 @@ class WeakSearchMethod(Method):
         path: by which path a recipe embeds people.
         start_epoch: of a recipe the work before each epoch, or None.
         check_losses: raises ValueError for values of the paper's own that do not go together.
+        looks_at_identities: whether a recipe is the supervised reference.
     """
 
     family = "weak_search"
@@ -48,8 +50,10 @@ class WeakSearchMethod(Method):
     def __init__(
         self, paper: str, recipes: Mapping[str, WeakSearchRecipe], task: MakeTask, path: Callable[[Any], Path],
         start_epoch: Callable[[Any], StartEpoch | None], check_losses: Callable[[Any], None],
+        looks_at_identities: Callable[[Any], bool],
     ) -> None:  # fmt: skip
         self.paper, self.recipes, self.task, self.path = paper, recipes, task, path
+        self.looks_at_identities = looks_at_identities
         self.start_epoch, self.check_losses = start_epoch, check_losses
 
     def check(self, recipe: Any, workers: int = 1) -> None:
@@ -78,6 +82,8 @@ class WeakSearchMethod(Method):
         if people < 2:
             raise ValueError(f"{recipe.data.name} has {people} boxes in its training frames; people are told apart "
                              f"from each other, so two are needed")  # fmt: skip
+        if self.looks_at_identities(recipe):
+            data.check_identities(found["train scenes"], "which the supervised reference learns")
         if self.path(recipe) != "scene":
             found["crops"] = crops_need(recipe.student.crop, found, recipe.run.loader_workers)
         searched = {role: need for role, need in found.items() if role.startswith("gallery")}
@@ -148,7 +154,10 @@ class WeakSearchMethod(Method):
 def training_people(recipe: Any, prepared: Prepared) -> TrainingPeople:
     frames = data.open_frames(prepared, "train", recipe.student.size)
     crops = open_crops(prepared) if "crops" in prepared else None
-    return TrainingPeople(frames, data.open_scenes(prepared, "train", frames.images), crops)
+    scenes = data.open_scenes(prepared, "train", frames.images)
+    # Both paths and the detector see the part of a box that is in its frame, as its crop is.
+    size_N2 = np.repeat(frames.table.all("size")[:, :2], scenes.count_F, axis=0)
+    return TrainingPeople(frames, replace(scenes, box_N4=inside(scenes.box_N4, size_N2)), crops)
 
 
 def _score(recipe: Any, searched: data.Searched, student: SiameseSearch, where: Where) -> Evaluation:

@@ -25,7 +25,7 @@ class SiameseNetwork(Network):
     crop: Pixels = (192, 64)
     crop_cells: Literal["align", "average", "whole", "align_tall"] = "align"  # how a crop gets a box's cells
     crop_level: Annotated[int, Range(0, 3)] = 0  # of "average"
-    search_by: Literal["scene", "crop"] = "scene"  # what detected people are embedded by
+    search_by: Literal["scene", "crop"] = "scene"  # what detected people are embedded by; crops of the resized scene
     anchors: Anchors = (32, 64, 128, 256, 512)  # pixels, a level each; FCOS has none
     frozen_stages: Annotated[int, Range(0, 4)] = 1  # of a ResNet; the stem goes with the first
     freeze_norms: bool = True  # of the backbone; trained, scenes and crops would share their statistics

@@ -39,6 +39,11 @@ def check_network(recipe: WeakSearchRecipe) -> None:
             raise ValueError(f"size {own.size[0]}x{own.size[1]}: the shorter side comes first")
         if own.width != 1.0 and own.pretrained and not own.weights:
             raise ValueError(f"there are no pretrained weights for width {own.width}; set pretrained to false")
+        if (own.frozen_stages or own.freeze_norms) and not own.pretrained and not own.weights:
+            raise ValueError(
+                f"frozen_stages={own.frozen_stages} and freeze_norms={own.freeze_norms} of a network from scratch keep "
+                f"what was drawn; set frozen_stages=0 and freeze_norms=false, or give it weights"
+            )
         _build(network_config(recipe), own.weights, stamp_of(own.weights) if own.weights else None)
     except ValueError as error:
         raise ValueError(f"student: {error}") from error
