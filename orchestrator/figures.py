@@ -73,6 +73,9 @@ def draw_panel(panel: Panel) -> Figure:
     for q in range(queries):
         _image(axes[q][0], panel.query[q], MUTED, "query" if q == 0 else "")
         for r in range(results):
+            if (panel.results[q, r] == 255).all():  # a place without a picture
+                axes[q][r + 1].axis("off")
+                continue
             right = bool(panel.correct[q, r])
             _image(axes[q][r + 1], panel.results[q, r], RIGHT if right else WRONG, f"{r + 1}" if q == 0 else "")
             if not right:  # the colour alone would not tell everybody

@@ -12,7 +12,7 @@ class Panel:
 
     title: str
     query: np.ndarray  # (Q, H, W, 3) uint8
-    results: np.ndarray  # (Q, R, H, W, 3) uint8, best first
+    results: np.ndarray  # (Q, R, H, W, 3) uint8, best first; white where there is none
     correct: np.ndarray  # (Q, R) bool
 
 

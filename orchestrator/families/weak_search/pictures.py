@@ -58,7 +58,7 @@ def over_epochs(told_E5: np.ndarray) -> dict[str, Picture]:
     shares = {name: tuple((epoch, 100 * value) for epoch, value in line) for name, line in pairs.items()}
     return {
         "cluster_sizes": Lines("Clusters before each epoch", "epoch", "", sizes),
-        "cluster_pairs": Lines("Pairs in clusters against identities, which nobody trains on", "epoch", "%", shares),
+        "cluster_pairs": Lines("Pairs in clusters against identities", "epoch", "%", shares),
     }
 
 
@@ -87,4 +87,9 @@ def clusters(student: SiameseSearch, people: TrainingPeople, path: Path, device:
         others.append([*crops[1:], *[blank] * empty])
         known = identity_N[members[0]] != UNLABELLED
         same.append([*(known & (identity_N[members[1:]] == identity_N[members[0]])), *[False] * empty])
-    return Panel("Clusters of training people, the largest first", np.array(first), np.array(others), np.array(same))
+    return Panel(
+        "Clusters of training people; green: the identity of the first",
+        np.array(first),
+        np.array(others),
+        np.array(same),
+    )
