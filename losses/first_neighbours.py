@@ -67,7 +67,7 @@ def _lowest_of_equal(unit_ND: Tensor, index_N: Tensor, image_N: Tensor | None, b
     draw = torch.Generator().manual_seed(0)
     weight_D = torch.rand(unit_ND.shape[1], generator=draw, dtype=torch.float64).to(unit_ND)
     sums = [(rows * weight_D).sum(1) for rows in unit_ND.split(block_rows)]
-    _, number_N, count_K = torch.cat([*sums, unit_ND[:0, :1].sum(1)]).unique(return_inverse=True, return_counts=True)
+    _, number_N, count_K = torch.cat(sums).unique(return_inverse=True, return_counts=True)
     for number in (count_K > 1).nonzero()[:, 0].tolist():
         rows = (number_N == number).nonzero()[:, 0]
         rows = rows[(unit_ND[rows] == unit_ND[rows[0]]).all(1)]

@@ -1,7 +1,8 @@
 """Where are people? Three detectors over a feature pyramid, built from torchvision's heads, anchors and matcher.
 
-FCOS scores points, RetinaNet anchors, Faster R-CNN proposals. Each has the same three methods: ``forward`` looks at the
-maps, ``trained`` says what its losses compare, ``found`` gives the people of every image.
+FCOS scores points, RetinaNet anchors, Faster R-CNN proposals. Each has three methods: ``forward`` looks at the maps,
+``trained`` says what its losses compare, ``found`` gives the people of every image; the second head of Faster R-CNN
+looks at the maps again.
 """
 
 # Shape legend: B = images, A = points or anchors of an image, G = persons of an image, n = boxes of one image,
@@ -18,11 +19,10 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import MultiScaleRoIAlign, box_iou, clip_boxes_to_image, nms
-from torchvision.ops.poolers import initLevelMapper
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 from models.network import at_least_float32
-from models.person_search import refined
+from models.person_search import real_people, refined
 from models.pyramid import LEVELS
 from models.regions import (
     HeadInput,
@@ -33,6 +33,7 @@ from models.regions import (
     chosen,
     decoded,
     encoded,
+    pooling,
     proposals,
     sampled_anchors,
     top_of_levels,
@@ -43,7 +44,6 @@ People = Sequence[Tensor]  # boxes (G, 4) of every image, pixels
 SPARSE = ("0", "1", "2", "p6", "p7")  # levels at strides 8, 16, 32, 64, 128
 _POOL = 7
 _RADIUS = 1.5  # of FCOS: a point within so many strides of a person's centre can be on it
-_SMALLEST = 0.01  # sides of a detection, pixels
 
 
 class Limits(NamedTuple):
@@ -125,7 +125,7 @@ class _OneStage(nn.Module):
         for image, size in enumerate(sizes):
             rows = top_BN[image]
             box_n4 = self.decode(dense.code_BA4[image, rows], dense.anchor_A4[rows])
-            found.append(_best(clip_boxes_to_image(box_n4, size), score_BA[image, rows], limits))
+            found.append(real_people(clip_boxes_to_image(box_n4, size), score_BA[image, rows], *limits[:3]))
         return found
 
 
@@ -246,29 +246,7 @@ class FasterRCNN(nn.Module):
         logit_R2, delta_R8 = self.classify(maps, boxes, sizes)
         score_R, counts = at_least_float32(logit_R2).softmax(1)[:, 1], [len(b) for b in boxes]
         better = refined(delta_R8, boxes, sizes)
-        return [_best(box_n4, score_n, limits) for box_n4, score_n in zip(better, score_R.split(counts), strict=True)]
-
-
-def pooling(levels: Sequence[str], cells: tuple[int, int]) -> MultiScaleRoIAlign:
-    """RoIAlign of four levels; a box of √area s is on level ⌊log₂(s / 56)⌋, the finest being 0.
-
-    On strides 8 to 64 torchvision calls that scale 112 on level 4, on strides 4 to 32 scale 224 on level 4.
-    """
-    finest = 2 if tuple(levels) == LEVELS else 3
-    pool = MultiScaleRoIAlign(
-        list(levels), list(cells), sampling_ratio=2, canonical_scale=56 * 2 ** (4 - finest), canonical_level=4
-    )
-    # torchvision would guess them from the first image it sees, and keep them.
-    pool.scales = [1 / 2 ** (finest + level) for level in range(4)]
-    pool.map_levels = initLevelMapper(finest, finest + 3, pool.canonical_scale, pool.canonical_level)
-    return pool
-
-
-def _best(box_n4: Tensor, score_n: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-    real_n = (score_n > limits.score) & ((box_n4[:, 2:] - box_n4[:, :2]) >= _SMALLEST).all(1)
-    box_n4, score_n = box_n4[real_n], score_n[real_n]
-    rows = nms(box_n4, score_n, limits.overlap)[: limits.detections]
-    return box_n4[rows], score_n[rows]
+        return [real_people(*own, *limits[:3]) for own in zip(better, score_R.split(counts), strict=True)]
 
 
 def _centres(box_N4: Tensor) -> Tensor:

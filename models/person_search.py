@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, nms
-from torchvision.ops.poolers import initLevelMapper
+from torchvision.ops import clip_boxes_to_image, nms
 
 from models.network import (
     PIXELS,
@@ -27,7 +26,7 @@ from models.network import (
     at_least_float32,
     shared_copy,
 )
-from models.pyramid import LEVELS, STRIDES, Pyramid
+from models.pyramid import LEVELS, Pyramid
 from models.regions import (
     HEAD_CODER,
     HeadInput,
@@ -37,6 +36,7 @@ from models.regions import (
     Sizes,
     chosen,
     decoded,
+    pooling,
     proposals,
     sampled_anchors,
 )
@@ -150,9 +150,7 @@ class PersonSearch(nn.Module):
         self.pixels: Pixels = PIXELS[config.pixels]
         self.pyramid = Pyramid(config.backbone, config.levels, config.width, pretrained, weights)
         self.regions = Regions(config.levels, config.anchors)
-        self.pool = MultiScaleRoIAlign(list(LEVELS), _POOL, sampling_ratio=2)
-        # torchvision would guess them from the first image it sees, wrongly from a very small one, and keep them.
-        self.pool.scales, self.pool.map_levels = [1 / stride for stride in STRIDES], initLevelMapper(2, 5)
+        self.pool = pooling(LEVELS, (_POOL, _POOL))
         pooled = config.levels * _POOL**2
         self.first = TwoMLPHead(pooled, config.head)
         self.predictor = FastRCNNPredictor(config.head, 2)
@@ -236,16 +234,14 @@ class PersonSearch(nn.Module):
         own = self.config
         proposed = self.proposals(self.regions(maps, *images.pixels_BCHW.shape[-2:]), images.sizes)
         logit_R2, delta_R8 = self.classify(maps, proposed, images.sizes)
-        score_R, kept, scores = logit_R2.float().softmax(1)[:, 1], [], []
-        counts = [len(b) for b in proposed]
-        for box_n4, score_n in zip(refined(delta_R8, proposed, images.sizes), score_R.split(counts), strict=True):
-            real_n = ((box_n4[:, 2:] - box_n4[:, :2]) >= SMALLEST).all(1)
-            box_n4, score_n = box_n4[real_n], score_n[real_n]
-            rows = _best(box_n4, score_n, own.score, own.overlap, own.detections)
-            kept.append(box_n4[rows])
-            scores.append(score_n[rows])
-        embeddings = self.embed(maps, kept, images.sizes).split([len(b) for b in kept])
-        return [Detected(*each) for each in zip(kept, scores, embeddings, strict=True)]
+        score_R, counts = logit_R2.float().softmax(1)[:, 1], [len(b) for b in proposed]
+        better = refined(delta_R8, proposed, images.sizes)
+        people = [
+            real_people(box_n4, score_n, own.score, own.overlap, own.detections)
+            for box_n4, score_n in zip(better, score_R.split(counts), strict=True)
+        ]
+        embeddings = self.embed(maps, [b for b, _ in people], images.sizes).split([len(b) for b, _ in people])
+        return [Detected(*own, e_nD) for own, e_nD in zip(people, embeddings, strict=True)]
 
     def forward(self, images_1CHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (n, 4), scores (n,) and unit embeddings (n, D) of one image, normalised, not padded."""
@@ -364,6 +360,14 @@ def postprocess(
     kept = _best(boxes_N4, score_N, score_threshold, nms_iou, top)
     embedding_ND = embedding_ND[kept] * score_N[kept, None] if weigh else embedding_ND[kept]
     return Detected(boxes_N4[kept], score_N[kept], embedding_ND)
+
+
+def real_people(box_n4: Tensor, score_n: Tensor, least: float, iou: float, top: int) -> tuple[Tensor, Tensor]:
+    """Boxes and scores of the detections of one image by falling score; a box without area is none."""
+    real_n = ((box_n4[:, 2:] - box_n4[:, :2]) >= SMALLEST).all(1)
+    box_n4, score_n = box_n4[real_n], score_n[real_n]
+    rows = _best(box_n4, score_n, least, iou, top)
+    return box_n4[rows], score_n[rows]
 
 
 def _best(box_n4: Tensor, score_n: Tensor, least: float, iou: float, top: int) -> Tensor:

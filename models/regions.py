@@ -16,9 +16,11 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops.poolers import initLevelMapper
 
 from models.network import at_least_float32
+from models.pyramid import LEVELS
 
 Sizes = Sequence[tuple[int, int]]  # height and width of every image before padding
 HEAD_CODER = (10.0, 10.0, 5.0, 5.0)  # weights of a head's offsets
@@ -208,3 +210,18 @@ def chosen(
         labels.append(label_n[rows])
         targets.append(encoded(matched_n4[rows], box_n4[rows], HEAD_CODER))
     return HeadInput(kept, torch.cat(labels), torch.cat(targets))
+
+
+def pooling(levels: Sequence[str], cells: tuple[int, int]) -> MultiScaleRoIAlign:
+    """RoIAlign of four levels; a box of √area s is on level ⌊log₂(s / 56)⌋, the finest being 0.
+
+    On strides 8 to 64 torchvision calls that scale 112 on level 4, on strides 4 to 32 scale 224 on level 4.
+    """
+    finest = 2 if tuple(levels) == LEVELS else 3
+    pool = MultiScaleRoIAlign(
+        list(levels), list(cells), sampling_ratio=2, canonical_scale=56 * 2 ** (4 - finest), canonical_level=4
+    )
+    # torchvision would guess them from the first image it sees, and keep them.
+    pool.scales = [1 / 2 ** (finest + level) for level in range(4)]
+    pool.map_levels = initLevelMapper(finest, finest + 3, pool.canonical_scale, pool.canonical_level)
+    return pool

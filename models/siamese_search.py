@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from models.detectors import FCOS, SPARSE, Dense, FasterRCNN, Limits, Maps, People, RetinaNet, pooling
+from models.detectors import FCOS, SPARSE, Dense, FasterRCNN, Limits, Maps, People, RetinaNet
 from models.network import PIXELS, Graph, Pixels, at_least_float32, shared_copy
 from models.person_search import Detected, Images, padded
 from models.pyramid import Pyramid
-from models.regions import Sampling, Scored, Sizes
+from models.regions import Sampling, Scored, Sizes, pooling
 from models.scenes import largest_difference, scene_example, scene_feeding
 
 DETECTORS = ("fcos", "retinanet", "faster_rcnn")
@@ -233,10 +233,9 @@ class SiameseSearch(nn.Module):
         return largest_difference(self.config.size[0], ours, exported)
 
     def exportable(self) -> str:
-        own = self.config
-        return "it embeds people by crops of the image it found them in; search_by=scene has a graph" * (
-            own.search_by == "crop"
-        )
+        if self.config.search_by == "crop":
+            return "it embeds people by crops of the image it found them in; search_by=scene has a graph"
+        return ""
 
     def graphs(self) -> dict[str, Graph]:
         from models.siamese_search_graph import search_graphs  # which says this class in another way
@@ -257,12 +256,11 @@ class _Full(nn.Module):
     def _one(self, image_1CHW: Tensor) -> Tensor:
         net, images = self.network, padded(image_1CHW)
         maps = net.pyramid(images.pixels_BCHW)
-        found = net.detector(maps, *images.pixels_BCHW.shape[-2:])
+        net.detector(maps, *images.pixels_BCHW.shape[-2:])
         height, width = images.sizes[0]
         whole_14 = image_1CHW.new_tensor([[0, 0, width, height]])
         if isinstance(net.detector, FasterRCNN):
             net.detector.classify(maps, [whole_14.expand(net.config.candidates, 4)], images.sizes)
-        del found
         return net.embed(maps, [whole_14.expand(net.config.detections, 4)], images.sizes)
 
 

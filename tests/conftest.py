@@ -118,6 +118,24 @@ def tiny_place(tiny_root, tmp_path_factory, quick_disk):
 
 
 @pytest.fixture
+def no_files(monkeypatch):
+    """A function after which no image can be read, no file's time be asked, nothing be listed or made."""
+    from orchestrator import cache, find
+    from orchestrator.datasets.images import Folder
+
+    def raises(*arguments, **named):
+        raise AssertionError("looked at a file, or made something")
+
+    def forbid() -> None:
+        for name in ("read", "stamp"):
+            monkeypatch.setattr(Folder, name, raises)
+        for owner, name in ((cache, "ensure"), (find, "dataset"), (find, "listed")):
+            monkeypatch.setattr(owner, name, raises)
+
+    return forbid
+
+
+@pytest.fixture
 def own_place(tiny_root, tmp_path, quick_disk):
     """An empty storage of one test's own."""
     from orchestrator.needs import Place

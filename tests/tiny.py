@@ -54,3 +54,13 @@ def preparation(place: Any) -> Any:
     from orchestrator.progress import PreparationBar
 
     return Preparation(Plan("", "", "", "", {}, asdict(place), "", 1), InProcess(), PreparationBar(Console(quiet=True)))
+
+
+def met(method: str, recipe: Any, place: Any) -> Any:
+    """Meets every need of a recipe as a new command would: what is ready is looked up in the ledger."""
+    from orchestrator import find
+    from orchestrator.needs import Prepared
+
+    found = preparation(place)
+    needs = find.method(method).needs(recipe, place)
+    return Prepared(place, {role: found.meet(method, need) for role, need in needs.items()})

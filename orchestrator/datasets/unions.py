@@ -61,15 +61,15 @@ def _joined(parts: dict[str, SceneSet]) -> SceneSet:
     return SceneSet(
         frames,
         np.concatenate([scenes.box_N4 for scenes in parts.values()]),
-        _numbered([scenes.identity_N for scenes in parts.values()]),
+        renumbered([scenes.identity_N for scenes in parts.values()]),
         np.concatenate([scenes.count_F for scenes in parts.values()]),
     )
 
 
-def _numbered(identities: Sequence[np.ndarray]) -> np.ndarray:
+def renumbered(identities: Sequence[np.ndarray]) -> np.ndarray:
     """Identities of all parts from 1, part by part; no two parts share one, and none becomes UNLABELLED.
 
-    >>> _numbered([np.array([7, 9, UNLABELLED]), np.array([7])]).tolist()
+    >>> renumbered([np.array([7, 9, UNLABELLED]), np.array([7])]).tolist()
     [1, 2, 5555, 3]
     """
     found, known = [], 0

@@ -78,7 +78,7 @@ class Looked(NamedTuple):
 
     detector: NamedTuple
     scenes: int
-    scene_PD: Tensor  # raw embeddings of this rank's people
+    scene_PD: Tensor | None  # raw embeddings of this rank's people
     crop_PD: Tensor | None
     row_P: Tensor  # of the memory
     identity_P: Tensor
@@ -133,8 +133,11 @@ class RSiamNet(Task):
         """Both paths on a batch; pooling people from levels waits for the device."""
         images = images_of(batch, self.student)
         seen = self.student.trained(images, batch["boxes"], SAMPLING, generators(batch))
-        scene_PD = self.student.embed_boxes(seen.maps, batch["people"], images.sizes)
-        crop_PD = None if self.recipe.path == "scene" else self._crops(batch["crops"], images)
+        scene_PD = crop_PD = None
+        if self.recipe.path != "crop":
+            scene_PD = self.student.embed_boxes(seen.maps, batch["people"], images.sizes)
+        if self.recipe.path != "scene":
+            crop_PD = self._crops(batch["crops"], images)
         return Looked(
             seen.detector, len(images.sizes), scene_PD, crop_PD, batch["row"], batch["row_identity"], batch["counts"]
         )
@@ -147,13 +150,15 @@ class RSiamNet(Task):
         if recipe.det:
             terms |= detector_terms(looked.detector, looked.scenes)
             weights |= dict.fromkeys(terms, recipe.det)
-        scene_BD = of_all_people(at_least_float32(looked.scene_PD), counts)
-        crop_BD = None if looked.crop_PD is None else of_all_people(at_least_float32(looked.crop_PD), counts)
-        row_B = of_all_people(looked.row_P, counts)
+        scene_BD, crop_BD = (
+            None if raw_PD is None else of_all_people(at_least_float32(raw_PD), counts)
+            for raw_PD in (looked.scene_PD, looked.crop_PD)
+        )
         if recipe.path == "both":
             terms |= self._consistency(scene_BD, crop_BD)
         feature_BD, kept = self._feature(scene_BD, crop_BD), {}
         if recipe.clu:
+            row_B = of_all_people(looked.row_P, counts)
             terms["clu"] = cluster_contrastive(feature_BD, self.bank_ND, self.label_N, row_B, recipe.gamma)
             kept |= {"feature": feature_BD.detach(), "row": row_B}  # of all ranks already
         if self.oim is not None:
@@ -193,7 +198,7 @@ class RSiamNet(Task):
             )  # fmt: skip
         return terms
 
-    def _feature(self, scene_BD: Tensor, crop_BD: Tensor | None) -> Tensor:
+    def _feature(self, scene_BD: Tensor | None, crop_BD: Tensor | None) -> Tensor:
         """What the memory is compared with, and takes in."""
         if self.recipe.path == "both":
             return fused(scene_BD, crop_BD, self.recipe.units)

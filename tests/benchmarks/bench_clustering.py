@@ -63,7 +63,7 @@ def main() -> None:
         before = _peak_gib()
         seconds, label = _timed(lambda own=(embedding, image): first_neighbour_labels(*own))
         unit = unit_rows(embedding)
-        product, _ = _timed(lambda rows=unit: [rows[s : s + _BLOCK] @ rows.T for s in range(0, _BLOCK, _BLOCK)])
+        product, _ = _timed(lambda rows=unit: rows[:_BLOCK] @ rows.T)
         product *= count / min(_BLOCK, count)
         print(f"{count:,} × {args.width}: {seconds:.1f} s = {seconds / product:.2f} × its matrix product "
               f"({product:.1f} s, {torch.get_num_threads()} threads), {int(label.max()) + 1:,} clusters, "

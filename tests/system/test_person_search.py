@@ -11,8 +11,7 @@ from torch import nn
 
 from losses.ddps import correlation_distillation, logit_distillation
 from losses.oim import UNLABELLED
-from orchestrator import cache, checkpoint, figures, find
-from orchestrator.datasets.images import Folder
+from orchestrator import checkpoint, figures, find
 from orchestrator.families.person_search import data, search
 from orchestrator.families.person_search.recipe import Search, StepTrain, learning_rate
 from orchestrator.families.person_search.training import in_places, memory
@@ -298,17 +297,11 @@ def test_pictures_show_what_was_found(experiment, searched, tmp_path):
     assert not pictures.matches(searched, nobody, Search()).correct.any()
 
 
-def test_a_trial_reads_no_frame_that_is_stored(tiny_recipe, prepared, tiny_place, monkeypatch):
+def test_a_trial_reads_no_frame_that_is_stored(tiny_recipe, prepared, tiny_place, no_files):
     recipe = tiny_recipe("ddps", **{"train.epochs": 1})
     ready, where, method = prepared("ddps", recipe), Where(tiny_place, 0, 1, CPU), find.method("ddps")
 
-    def raises(*arguments, **named):
-        raise AssertionError("looked at a file, or made something")
-
-    for name in ("read", "stamp"):
-        monkeypatch.setattr(Folder, name, raises)
-    for owner, name in ((cache, "ensure"), (find, "dataset"), (find, "listed")):
-        monkeypatch.setattr(owner, name, raises)
+    no_files()
     made = method.experiment(recipe, ready, where)
     history, evaluation = fit(made, CPU)
     scored = method.score(made.task.student, recipe, ready, where)

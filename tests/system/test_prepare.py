@@ -8,24 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import preparation
+from tiny import met
 
 from orchestrator import cache, find, tables
 from orchestrator.datasets.folder import Folder
 from orchestrator.families.retrieval import data
 from orchestrator.fit import fit
 from orchestrator.method import Where
-from orchestrator.needs import Need, Prepared
+from orchestrator.needs import Need
 
 CPU = torch.device("cpu")
 FAMILY = ["d3still", "sureid", "supervised"]
-
-
-def met(method, recipe, place) -> Prepared:
-    """Meets every need of a recipe as a new command would: what is ready is looked up in the ledger."""
-    found = preparation(place)
-    needs = find.method(method).needs(recipe, place)
-    return Prepared(place, {role: found.meet(method, need) for role, need in needs.items()})
 
 
 def raises(*arguments, **named):

@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import write_scenes
 from PIL import Image
+from tiny import met
 
 from losses.oim import UNLABELLED
 from models.detectors import FasterRCNN
 from models.siamese_search import SiameseSearch, SiameseSearchConfig
-from orchestrator import cache, figures, find
+from orchestrator import figures, find
 from orchestrator.datasets import inria_person
-from orchestrator.datasets.images import Folder
 from orchestrator.datasets.unions import union
 from orchestrator.evaluation.clusters import agreement
 from orchestrator.families.person_search import data
@@ -22,7 +22,7 @@ from orchestrator.families.weak_search.crops import cut, is_usable
 from orchestrator.families.weak_search.job import training_people
 from orchestrator.fit import fit
 from orchestrator.method import Where
-from orchestrator.needs import Place, Prepared
+from orchestrator.needs import Place
 from orchestrator.recipe import changed
 
 CPU = torch.device("cpu")
@@ -52,12 +52,9 @@ def renamed(root, side="train"):
 
 
 def weights_of(root, storage, tiny_recipe, **changes):
-    from tiny import preparation
-
-    place = Place(str(storage), str(root))
-    recipe, method, prepare = tiny_recipe("rsiamnet", **changes), find.method("rsiamnet"), preparation(place)
-    roles = {role: prepare.meet("rsiamnet", need) for role, need in method.needs(recipe, place).items()}
-    made = method.experiment(recipe, Prepared(place, roles), Where(place, 0, 1, CPU))
+    place, recipe = Place(str(storage), str(root)), tiny_recipe("rsiamnet", **changes)
+    ready = met("rsiamnet", recipe, place)
+    made = find.method("rsiamnet").experiment(recipe, ready, Where(place, 0, 1, CPU))
     history, _ = fit(made, CPU)
     return made.task.state_dict(), history
 
@@ -95,17 +92,13 @@ def test_no_identity_is_needed_but_where_one_is_learned(tmp_path, tiny_recipe, q
 
 
 def test_boxes_that_leave_their_frame_are_clipped_for_both_paths(tmp_path, tiny_recipe, quick_disk):
-    from tiny import preparation
-
     write_scenes(tmp_path / "a" / "scenes")
     file = tmp_path / "a" / "scenes" / "train" / "boxes.csv"
     head, first, *rows = file.read_text().splitlines()
     fields = first.split(",")
     file.write_text("\n".join([head, ",".join([fields[0], "-9", "-4", "20", "300", *fields[5:]]), *rows]) + "\n")
     place, recipe = Place(str(tmp_path / "s"), str(tmp_path / "a")), tiny_recipe("rsiamnet")
-    prepare = preparation(place)
-    needs = find.method("rsiamnet").needs(recipe, place)
-    ready = Prepared(place, {role: prepare.meet("rsiamnet", need) for role, need in needs.items()})
+    ready = met("rsiamnet", recipe, place)
     people = training_people(recipe, ready)
     height = people.frames.table.all("size")[0, 0]
     assert people.scenes.boxes(0)[0].tolist() == [0, 0, 20, height]
@@ -167,17 +160,11 @@ def test_tiny_boxes_keep_their_row(tmp_path, tiny_recipe, quick_disk):
     assert np.isfinite(history[-1]["loss/clu"])
 
 
-def test_a_trial_reads_no_image_that_is_stored(tiny_recipe, prepared, tiny_place, monkeypatch):
+def test_a_trial_reads_no_image_that_is_stored(tiny_recipe, prepared, tiny_place, no_files):
     recipe, method = tiny_recipe("rsiamnet", **{"train.epochs": 1}), find.method("rsiamnet")
     ready, where = prepared("rsiamnet", recipe), Where(tiny_place, 0, 1, CPU)
 
-    def raises(*arguments, **named):
-        raise AssertionError("looked at a file, or made something")
-
-    for name in ("read", "stamp"):
-        monkeypatch.setattr(Folder, name, raises)
-    for owner, name in ((cache, "ensure"), (find, "dataset"), (find, "listed")):
-        monkeypatch.setattr(owner, name, raises)
+    no_files()
     made = method.experiment(recipe, ready, where)
     _, evaluation = fit(made, CPU)
     scored = method.score(made.task.student, recipe, ready, where)

@@ -24,8 +24,8 @@ from losses.oim import UNLABELLED
 from orchestrator import cache, find, indexing
 from orchestrator.cache import Rows
 from orchestrator.datasets.images import ImageSet, decode, described, fetch, printable, rebuilt, size_of
-from orchestrator.datasets.scenes import AllBut, Gallery, Queries, SceneSet, SearchData, numbered
-from orchestrator.datasets.unions import union
+from orchestrator.datasets.scenes import AllBut, Gallery, Queries, SceneSet, SearchData
+from orchestrator.datasets.unions import renumbered, union
 from orchestrator.needs import Need, Place, Prepared, Ready, Report, digest
 from orchestrator.recipe import Data, Run
 
@@ -69,8 +69,7 @@ def _fraction(train: SceneSet, fraction: float) -> SceneSet:
     mask_F = np.zeros(len(train), bool)
     mask_F[np.random.default_rng(0).permutation(len(train))[:count]] = True
     rows = np.repeat(mask_F, train.count_F)
-    identity_N = train.identity_N[rows]
-    identity_N = numbered(identity_N, np.setdiff1d(identity_N, [UNLABELLED]))
+    identity_N = renumbered([train.identity_N[rows]])
     frames = train.frames.part(mask_F, f"{train.frames.name}-{fraction:g}")
     return SceneSet(frames, train.box_N4[rows], identity_N, train.count_F[mask_F])
 
@@ -296,12 +295,17 @@ class Frames:
         if not self.decodes:
             stored = Image.open(io.BytesIO(self.table.text("jpeg")[frame]))
             return transform.pil_to_tensor(stored.convert("RGB"))
-        key = self.images.keys[frame]
-        try:
-            pixels = transform.pil_to_tensor(decode(self.images.reader.read(key)))
-        except Exception as error:  # whatever a damaged file makes the decoder raise, the file's name matters
-            raise OSError(f"{self.images.name}: cannot read frame {key!r}: {error}") from error
+        pixels = frame_pixels(self.images, frame)
         return resize(pixels, resized_size(*pixels.shape[1:], self.size))
+
+
+def frame_pixels(images: ImageSet, frame: int) -> Tensor:
+    """uint8 (3, H, W) of a frame's own file. Raises OSError that names it."""
+    key = images.keys[frame]
+    try:
+        return transform.pil_to_tensor(decode(images.reader.read(key)))
+    except Exception as error:  # whatever a damaged file makes the decoder raise, the file's name matters
+        raise OSError(f"{images.name}: cannot read frame {key!r}: {error}") from error
 
 
 def open_frames(prepared: Prepared, side: str, size: tuple[int, int]) -> Frames:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.optim import SGD, AdamW, Optimizer
 
 from losses.oim import OIM
 from models.person_search import PersonSearch
@@ -16,19 +15,18 @@ from orchestrator.families.person_search.batches import LoadScenes, SceneRequest
 from orchestrator.families.person_search.pictures import pictures
 from orchestrator.families.person_search.recipe import (
     METRICS,
-    SearchNetwork,
     SearchRecipe,
     learning_rate,
     network_config,
 )
 from orchestrator.families.person_search.training import build, check_network, memory
-from orchestrator.families.retrieval.recipe import networks_precision
+from orchestrator.families.retrieval.recipe import networks_precision, optimizer
 from orchestrator.families.retrieval.supervised import loop_settings
 from orchestrator.families.retrieval.teacher import ready_file, teacher_need
 from orchestrator.method import Batch, Evaluation, Experiment, Method, Task, Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report
 from orchestrator.pictures import Picture
-from orchestrator.recipe import changed, did_you_mean, flat
+from orchestrator.recipe import Network, changed, did_you_mean, flat
 
 MakeTask = Callable[[Any, PersonSearch, PersonSearch | None, OIM | None], Task]  # recipe, student, teacher, its memory
 
@@ -62,12 +60,7 @@ class PersonSearchMethod(Method):
 
     def check(self, recipe: Any, workers: int = 1) -> None:
         """Raises ValueError for values that are allowed alone but not together."""
-        for name in data.parts_of(recipe.data.name):
-            find.dataset(name)
-        if recipe.data.skip_unreadable:
-            raise ValueError("skip_unreadable: a frame that is left out may hold somebody who is searched; repair it")
-        if recipe.batch.scenes % workers:
-            raise ValueError(f"a batch of {recipe.batch.scenes} images cannot be shared evenly by {workers} workers")
+        check_scenes(recipe, workers)
         if not int(recipe.detector.sampling.boxes * recipe.detector.sampling.box_share):
             sampled = recipe.detector.sampled_boxes
             raise ValueError(f"sampled_boxes is {sampled}, and a quarter of them may be people: none; take 4 or more")
@@ -167,7 +160,7 @@ class PersonSearchMethod(Method):
 
         return Experiment(
             task=task,
-            optimizer=_optimizer(recipe, task),
+            optimizer=optimizer(recipe.train, task),
             rate=lambda progress: learning_rate(recipe.train, progress, requests.steps),
             batches=batches,
             evaluate=lambda task: _score(recipe, searched, task.student, where),
@@ -189,7 +182,7 @@ class PersonSearchMethod(Method):
         return pictures(student.to(where.device), searched, evaluation, recipe.search, where.device)
 
     def networks(self, recipe: Any) -> tuple[str, str]:
-        return _named(recipe.student), _named(recipe.teacher.network) if self.distils(recipe) else published.NO_TEACHER
+        return named(recipe.student), named(recipe.teacher.network) if self.distils(recipe) else published.NO_TEACHER
 
     def after_training(self, recipe: Any) -> frozenset[str]:
         """What is a detection, and who is searched how, is decided when a network is used."""
@@ -197,7 +190,18 @@ class PersonSearchMethod(Method):
         return frozenset(of_search | {f"detector.{name}" for name in ("score", "overlap", "detections", "proposals")})
 
 
-def _named(network: SearchNetwork) -> str:
+def check_scenes(recipe: Any, workers: int) -> None:
+    """Raises ValueError for data or batches that no training on scenes can have."""
+    for name in data.parts_of(recipe.data.name):
+        find.dataset(name)
+    if recipe.data.skip_unreadable:
+        raise ValueError("skip_unreadable: a frame that is left out may hold somebody who is searched; repair it")
+    if recipe.batch.scenes % workers:
+        raise ValueError(f"a batch of {recipe.batch.scenes} images cannot be shared evenly by {workers} workers")
+
+
+def named(network: Network) -> str:
+    """As printed tables name it."""
     plain, _, pixels = published.network(network.name, network.size).partition("@")
     return f"{plain}{f' ×{network.width:g}' if network.width != 1 else ''}@{pixels}"
 
@@ -250,10 +254,3 @@ def references(need: Need, after: Mapping[str, Ready], where: Where, progress: R
         told["teacher"] = need.made_from["network"]
     progress("scores to compare with", 1, 1)
     return Ready(need.key, need.kind, "", "", told)
-
-
-def _optimizer(recipe: SearchRecipe, task: Task) -> Optimizer:
-    own, trained = recipe.train, [p for p in task.parameters() if p.requires_grad]
-    if own.optimizer == "adamw":
-        return AdamW(trained, own.rate, weight_decay=own.weight_decay)
-    return SGD(trained, own.rate, own.momentum, weight_decay=own.weight_decay)

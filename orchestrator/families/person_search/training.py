@@ -5,20 +5,22 @@
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from losses.detection import head_losses, proposal_losses
 from losses.oim import OIM
 from models.backbone import check_backbone
 from models.network import at_least_float32
-from models.person_search import Images, PersonSearch, PersonSearchConfig, Trained
+from models.person_search import Images, PersonSearch, Trained
 from models.siamese_search import SiameseSearch
 from models.weights import stamp_of
 from orchestrator import distributed
 from orchestrator.families.person_search.recipe import Memory, SearchNetwork, SearchRecipe, network_config
 from orchestrator.method import Batch, Losses
+from orchestrator.recipe import Network
 
 _BOX_WEIGHT = 10.0  # of the first head's offsets
 
@@ -39,6 +41,11 @@ def memory(own: Memory, dim: int, identities: int) -> OIM:
 
 def check_network(whose: str, network: SearchNetwork, recipe: SearchRecipe, starts: bool = True) -> None:
     """Raises ValueError, which says whose, when a network cannot be built or not start as asked."""
+    check_built(whose, network, PersonSearch, network_config(recipe, network), starts)
+
+
+def check_built(whose: str, network: Network, kind: type[nn.Module], config: Any, starts: bool = True) -> None:
+    """The same of any network of scenes."""
     check_backbone(network.name)
     file = network.weights if starts else ""
     try:
@@ -46,16 +53,16 @@ def check_network(whose: str, network: SearchNetwork, recipe: SearchRecipe, star
             raise ValueError(f"size {network.size[0]}x{network.size[1]}: the shorter side comes first")
         if starts and network.width != 1.0 and network.pretrained and not file:
             raise ValueError(f"there are no pretrained weights for width {network.width}; set pretrained to false")
-        _build(network_config(recipe, network), file, stamp_of(file) if file else None)
+        _build(kind, config, file, stamp_of(file) if file else None)
     except ValueError as error:
         raise ValueError(f"{whose}: {error}") from error
 
 
 @lru_cache(maxsize=64)  # every row of a table asks for the same few networks
-def _build(config: PersonSearchConfig, weights: str, stamp: tuple[int, int] | None) -> None:
+def _build(kind: type[nn.Module], config: Any, weights: str, stamp: tuple[int, int] | None) -> None:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a meta tensor takes no weights
-        PersonSearch(config, weights=weights)
+        kind(config, weights=weights)
 
 
 def images_of(batch: Batch, network: PersonSearch | SiameseSearch) -> Images:

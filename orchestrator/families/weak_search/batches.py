@@ -55,7 +55,7 @@ class LoadPeople:
 
     def __call__(self, request: PeopleRequest) -> Batch:
         batch, scenes = self.frames(request.scenes), self.frames.scenes
-        rows = [np.arange(len(scenes.box_N4))[scenes.rows(number)] for number in request.scenes.frames.tolist()]
+        rows = [np.r_[scenes.rows(number)] for number in request.scenes.frames.tolist()]
         usable = [self.usable_N[own] for own in rows]
         batch["people"] = [box_n4[torch.from_numpy(own)] for box_n4, own in zip(batch["boxes"], usable, strict=True)]
         row_P = np.concatenate(rows)[np.concatenate(usable)]

@@ -86,7 +86,7 @@ def _of_frame(
     network: SiameseSearch, people: TrainingPeople, frame: int, pixels: Tensor | None, path: Path, units: bool,
     device: torch.device,
 ) -> Tensor:  # fmt: skip
-    rows = np.arange(people.scenes.rows(frame).start, people.scenes.rows(frame).stop)
+    rows = np.r_[people.scenes.rows(frame)]
     usable_n = people.usable_N[rows]
     in_scene_nD = None
     if path != "crop" or not usable_n.all():

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as transform
 
 from orchestrator import cache
 from orchestrator.cache import Rows
-from orchestrator.datasets.images import ImageSet, decode, fetch
+from orchestrator.datasets.images import ImageSet, fetch
 from orchestrator.datasets.scenes import SceneSet
 from orchestrator.families.person_search import data
 from orchestrator.needs import Need, Place, Prepared, Ready, Report
@@ -66,14 +66,9 @@ class _Cut:
         crops = []
         for number in frames:
             boxes_n4 = self.scenes.boxes(number)
-            if not len(boxes_n4):
-                continue
-            key = self.images.keys[number]
-            try:
-                frame_3HW = transform.pil_to_tensor(decode(self.images.reader.read(key)))
-            except Exception as error:  # whatever a damaged file makes the decoder raise
-                raise OSError(f"{self.images.name}: cannot read frame {key!r}: {error}") from error
-            crops += [cut(frame_3HW, box_4, self.size) for box_4 in boxes_n4]
+            if len(boxes_n4):
+                frame_3HW = data.frame_pixels(self.images, number)
+                crops += [cut(frame_3HW, box_4, self.size) for box_4 in boxes_n4]
         return {"crop": torch.stack(crops).numpy() if crops else np.zeros((0, 3, *self.size), np.uint8)}
 
 

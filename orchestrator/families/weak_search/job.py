@@ -5,16 +5,15 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from torch.optim import SGD, AdamW, Optimizer
 
 from models.siamese_search import SiameseSearch
-from orchestrator import find, published
+from orchestrator import published
 from orchestrator.datasets.images import fetch
 from orchestrator.families.person_search import data, search
 from orchestrator.families.person_search.batches import LoadScenes, SceneRequests
-from orchestrator.families.person_search.job import references
+from orchestrator.families.person_search.job import check_scenes, named, references
 from orchestrator.families.person_search.recipe import METRICS
-from orchestrator.families.retrieval.recipe import networks_precision
+from orchestrator.families.retrieval.recipe import networks_precision, optimizer
 from orchestrator.families.retrieval.supervised import loop_settings
 from orchestrator.families.weak_search.batches import LoadPeople, PeopleRequests
 from orchestrator.families.weak_search.clustering import Path, TrainingPeople
@@ -58,12 +57,7 @@ class WeakSearchMethod(Method):
 
     def check(self, recipe: Any, workers: int = 1) -> None:
         """Raises ValueError for values that are allowed alone but not together."""
-        for name in data.parts_of(recipe.data.name):
-            find.dataset(name)
-        if recipe.data.skip_unreadable:
-            raise ValueError("skip_unreadable: a frame that is left out may hold somebody who is searched; repair it")
-        if recipe.batch.scenes % workers:
-            raise ValueError(f"a batch of {recipe.batch.scenes} images cannot be shared evenly by {workers} workers")
+        check_scenes(recipe, workers)
         check_network(recipe)
         self.check_losses(recipe)
 
@@ -115,7 +109,7 @@ class WeakSearchMethod(Method):
 
         return Experiment(
             task=task,
-            optimizer=_optimizer(recipe, task),
+            optimizer=optimizer(recipe.train, task),
             rate=lambda progress: learning_rate(recipe.train, progress),
             batches=batches,
             evaluate=lambda task: _with_clusters(_score(recipe, searched, task.student, where), task),
@@ -140,9 +134,7 @@ class WeakSearchMethod(Method):
         return pictures(student.to(where.device), searched, evaluation, recipe, people, self.path(recipe), where.device)
 
     def networks(self, recipe: Any) -> tuple[str, str]:
-        own = recipe.student
-        plain, _, pixels = published.network(own.name, own.size).partition("@")
-        return f"{plain}{f' ×{own.width:g}' if own.width != 1 else ''}@{pixels}", published.NO_TEACHER
+        return named(recipe.student), published.NO_TEACHER
 
     def after_training(self, recipe: Any) -> frozenset[str]:
         """What is a detection, and who is searched how, is decided when a network is used."""
@@ -169,10 +161,3 @@ def _score(recipe: Any, searched: data.Searched, student: SiameseSearch, where: 
 def _with_clusters(scored: Evaluation, task: Task) -> Evaluation:
     """What was found, and what was told of every epoch's clusters, for the pictures."""
     return Evaluation(scored.metrics, replace(scored.found, clusters_E5=task.clusters_E5.cpu().numpy()))
-
-
-def _optimizer(recipe: WeakSearchRecipe, task: Task) -> Optimizer:
-    own, trained = recipe.train, [p for p in task.parameters() if p.requires_grad]
-    if own.optimizer == "adamw":
-        return AdamW(trained, own.rate, weight_decay=own.weight_decay)
-    return SGD(trained, own.rate, own.momentum, weight_decay=own.weight_decay)

@@ -2,9 +2,7 @@
 
 # Shape legend: P = people of one rank's batch, B = people of all ranks, D = embedding width.
 
-import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -12,12 +10,10 @@ from torch import Tensor
 
 from losses.detection import head_losses, proposal_losses
 from losses.one_stage import fcos_losses, retinanet_losses
-from models.backbone import check_backbone
 from models.detectors import Anchors, Points, Proposed
-from models.siamese_search import SiameseSearch, SiameseSearchConfig
-from models.weights import stamp_of
+from models.siamese_search import SiameseSearch
 from orchestrator import distributed
-from orchestrator.families.person_search.training import of_all_ranks
+from orchestrator.families.person_search.training import check_built, of_all_ranks
 from orchestrator.families.weak_search.recipe import WeakSearchRecipe, network_config
 
 
@@ -33,27 +29,12 @@ def build(recipe: WeakSearchRecipe) -> SiameseSearch:
 def check_network(recipe: WeakSearchRecipe) -> None:
     """Raises ValueError when the student cannot be built or not start as asked."""
     own = recipe.student
-    check_backbone(own.name)
-    try:
-        if own.size[0] > own.size[1]:
-            raise ValueError(f"size {own.size[0]}x{own.size[1]}: the shorter side comes first")
-        if own.width != 1.0 and own.pretrained and not own.weights:
-            raise ValueError(f"there are no pretrained weights for width {own.width}; set pretrained to false")
-        if (own.frozen_stages or own.freeze_norms) and not own.pretrained and not own.weights:
-            raise ValueError(
-                f"frozen_stages={own.frozen_stages} and freeze_norms={own.freeze_norms} of a network from scratch keep "
-                f"what was drawn; set frozen_stages=0 and freeze_norms=false, or give it weights"
-            )
-        _build(network_config(recipe), own.weights, stamp_of(own.weights) if own.weights else None)
-    except ValueError as error:
-        raise ValueError(f"student: {error}") from error
-
-
-@lru_cache(maxsize=64)  # every row of a table asks for the same few networks
-def _build(config: SiameseSearchConfig, weights: str, stamp: tuple[int, int] | None) -> None:
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a meta tensor takes no weights
-        SiameseSearch(config, weights=weights)
+    check_built("student", own, SiameseSearch, network_config(recipe))
+    if (own.frozen_stages or own.freeze_norms) and not own.pretrained and not own.weights:
+        raise ValueError(
+            f"student: frozen_stages={own.frozen_stages} and freeze_norms={own.freeze_norms} of a network from scratch "
+            f"keep what was drawn; set frozen_stages=0 and freeze_norms=false, or give it weights"
+        )
 
 
 def detector_terms(said: NamedTuple, scenes: int) -> dict[str, Tensor]:
