@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor
 
-from losses.similarity import at_least_float32, check_pair, full_precision
+from losses.similarity import at_least_float32, check_rows, full_precision
 
 _EPS = 1e-7
 
@@ -19,19 +19,19 @@ def pkt(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
     Args:
         student_BD: raw student embeddings; gradient flows, none into a zero row.
-        teacher_BD: raw teacher embeddings of the same images; no gradient.
+        teacher_BD: raw teacher embeddings of the same images, of any width; no gradient.
 
     Returns:
         Scalar, unweighted, at least float32; 0 where student = teacher. The 1e-7 can make it slightly negative.
 
     Raises:
-        ValueError: shapes differ or fewer than 2 rows (one row is always alike).
+        ValueError: numbers of rows differ or fewer than 2 (one row is always alike).
 
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> pkt(x[:, [1, 0]], x).item()  # a rotation changes no relation
     0.0
     """
-    check_pair(student_BD, teacher_BD, least=2)
+    check_rows(student_BD, teacher_BD, least=2)
     with full_precision(student_BD):
         student_BB = _conditional(at_least_float32(student_BD))
         teacher_BB = _conditional(at_least_float32(teacher_BD.detach())).to(student_BB.dtype)

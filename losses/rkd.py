@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.similarity import at_least_float32, check_pair, full_precision, in_chunks
+from losses.similarity import at_least_float32, check_rows, full_precision, in_chunks
 
 # Entries of the difference vectors (R, B, D) and angles (R, B, B) that may be alive at once: 256 MiB in float32.
 _ENTRIES_AT_ONCE = 2**26
@@ -24,19 +24,19 @@ def distance_term(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
     Args:
         student_BD: raw student embeddings; gradient flows (zero between identical rows).
-        teacher_BD: raw teacher embeddings of the same images; no gradient.
+        teacher_BD: raw teacher embeddings of the same images, of any width; no gradient.
 
     Returns:
         Scalar >= 0, unweighted, at least float32; 0 where student = teacher, at any scale.
 
     Raises:
-        ValueError: shapes differ or fewer than 2 rows.
+        ValueError: numbers of rows differ or fewer than 2.
 
     >>> x = torch.tensor([[0.0], [1.0], [3.0]])
     >>> distance_term(2 * x, x).item()
     0.0
     """
-    check_pair(student_BD, teacher_BD, least=2)
+    check_rows(student_BD, teacher_BD, least=2)
     with full_precision(student_BD):
         student_BB = _relative_distances(at_least_float32(student_BD))
         return F.smooth_l1_loss(student_BB, _relative_distances(at_least_float32(teacher_BD.detach())))
@@ -58,7 +58,7 @@ def angle_term(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     >>> angle_term(3 * x + 1, x).item()  # neither scale nor shift matters
     0.0
     """
-    check_pair(student_BD, teacher_BD, least=2)
+    check_rows(student_BD, teacher_BD, least=2)
     with full_precision(student_BD):
         student_BD, teacher_BD = at_least_float32(student_BD), at_least_float32(teacher_BD.detach())
 
@@ -66,7 +66,8 @@ def angle_term(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
             angles = _angles(student_RD, student_BD), _angles(teacher_RD, teacher_BD)
             return F.smooth_l1_loss(*angles, reduction="none").mean(dim=(1, 2))
 
-        rows = _ENTRIES_AT_ONCE // (len(student_BD) * (len(student_BD) + student_BD.shape[1]))
+        width = max(student_BD.shape[1], teacher_BD.shape[1])
+        rows = _ENTRIES_AT_ONCE // (len(student_BD) * (len(student_BD) + width))
         return in_chunks(rows, row_means, student_BD, teacher_BD).mean()
 
 

@@ -55,6 +55,15 @@ def check_pair(student_BD: Tensor, teacher_BD: Tensor, least: int = 1) -> None:
         raise ValueError(f"this loss compares images with each other and needs at least {least}, got {len(student_BD)}")
 
 
+def check_rows(student_BD: Tensor, teacher_BD: Tensor, least: int = 1) -> None:
+    """Raises ValueError unless both have the same ``least`` or more rows; their widths may differ."""
+    rows = [len(x) if x.ndim == 2 else -1 for x in (student_BD, teacher_BD)]
+    if rows[0] != rows[1]:
+        shapes = f"{tuple(student_BD.shape)} and {tuple(teacher_BD.shape)}"
+        raise ValueError(f"student and teacher embeddings must be matrices with one row per image, got {shapes}")
+    check_pair(student_BD, student_BD, least)
+
+
 def full_precision(like: Tensor) -> torch.autocast:
     """A context in which nothing is computed below float32, also where autocast is on around it."""
     return torch.autocast(like.device.type, enabled=False)

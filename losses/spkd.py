@@ -4,7 +4,7 @@
 
 from torch import Tensor
 
-from losses.similarity import at_least_float32, check_pair, full_precision, unit_rows
+from losses.similarity import at_least_float32, check_rows, full_precision, unit_rows
 
 
 def similarity_preserving(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
@@ -27,11 +27,7 @@ def similarity_preserving(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     >>> similarity_preserving(3 * x[:, [1, 0]], x).item()  # neither scale nor rotation matters
     0.0
     """
-    rows = [len(x) if x.ndim == 2 else -1 for x in (student_BD, teacher_BD)]
-    if rows[0] != rows[1]:
-        shapes = f"{tuple(student_BD.shape)} and {tuple(teacher_BD.shape)}"
-        raise ValueError(f"student and teacher embeddings must be matrices with one row per image, got {shapes}")
-    check_pair(student_BD, student_BD, least=2)
+    check_rows(student_BD, teacher_BD, least=2)
     with full_precision(student_BD):
         student_BD, teacher_BD = at_least_float32(student_BD), at_least_float32(teacher_BD.detach())
         difference_BB = unit_rows(student_BD @ student_BD.T) - unit_rows(teacher_BD @ teacher_BD.T)
