@@ -88,7 +88,8 @@ class EKD(nn.Module):
             return
         falling_P = value_P.masked_fill(is_genuine_P, -math.inf).sort(descending=True).values
         impostors = (~is_genuine_P).sum()
-        found_K = falling_P[(impostors // self.anchor_K).clamp(max=len(value_P) - 1)].to(threshold_K)
+        place_K = (impostors // self.anchor_K).minimum(impostors - 1).clamp(min=0)
+        found_K = falling_P[place_K].to(threshold_K)
         moved_K = torch.lerp(threshold_K, found_K, self.momentum)
         threshold_K.copy_(torch.where(impostors > 0, moved_K, threshold_K))
 

@@ -101,9 +101,9 @@ class ILED(nn.Module):
         if self.miner == "adaptive":
             mean, deviation = distance_B.mean(), distance_B.std(correction=0)
             if self.training:
-                own = torch.where(self.seen == 0, 1.0, 1.0 - self.momentum)
-                self.mean.lerp_(mean.to(self.mean), own.to(self.mean))
-                self.deviation.lerp_(deviation.to(self.deviation), own.to(self.deviation))
+                own = torch.where(self.seen == 0, torch.ones_like(self.mean), 1.0 - self.momentum)
+                self.mean.lerp_(mean.to(self.mean), own)
+                self.deviation.lerp_(deviation.to(self.deviation), own)
             is_hard_B = distance_B > self.mean + self.kappa * self.deviation
         elif self.miner == "topk":
             kept = (self.ratio() * len(distance_B) - 1e-9).ceil().clamp(min=1)
@@ -116,7 +116,7 @@ class ILED(nn.Module):
             return (positive_B / positive_B.mean().clamp(min=torch.finfo(positive_B.dtype).tiny)) ** self.gamma
         if self.miner == "none":
             return torch.ones_like(distance_B)
-        return torch.where(is_hard_B, 1.0, self.easy_weight).to(distance_B)
+        return torch.where(is_hard_B, torch.ones_like(distance_B), self.easy_weight)
 
     def ratio(self) -> Tensor:
         """ρ of the next batch of "topk": one number, float64 so that ρ·B is not rounded over a whole number."""

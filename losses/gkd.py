@@ -29,9 +29,8 @@ def group_size(student_logits_BC: Tensor, mass: float = 0.93, stride: int = 1) -
     with full_precision(student_logits_BC), torch.no_grad():
         probability_BC = at_least_float32(student_logits_BC).softmax(dim=1)
         reached = probability_BC.sum(dim=0).sort(descending=True).values.cumsum(dim=0) / len(probability_BC)
-        place = torch.arange(0, len(reached), stride, device=reached.device)
-        is_enough = reached[place] >= mass
-        first = torch.where(is_enough.any(), place[is_enough.int().argmax()], len(reached) - 1)
+        is_enough = reached[::stride] >= mass
+        first = torch.where(is_enough.any(), is_enough.int().argmax() * stride, len(reached) - 1)
         return first + 1
 
 

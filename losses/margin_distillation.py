@@ -75,8 +75,12 @@ def triplet_distillation(
     _check_margins(largest, least)
     if distance not in ("l2", "angle"):
         raise ValueError(f"distance must be l2 or angle, got {distance!r}")
-    if len({tuple(x.shape) for x in student}) > 1 or len({tuple(x.shape) for x in teacher}) > 1:
-        raise ValueError(f"anchors, positives and negatives must be alike, got {[tuple(x.shape) for x in student]}")
+    shapes = [[tuple(x.shape) for x in network] for network in (student, teacher)]
+    if any(len(set(of_one)) > 1 for of_one in shapes) or len(student[0]) != len(teacher[0]):
+        raise ValueError(
+            f"anchors, positives and negatives must be (N, D) each, of student and teacher as many, got {shapes[0]} "
+            f"and {shapes[1]}"
+        )
     with full_precision(student[0]):
         positive_N, negative_N = _distances(student, distance)
         with torch.no_grad():

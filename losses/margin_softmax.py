@@ -129,7 +129,7 @@ class AdaFace(nn.Module):
             sine_B = (1 - target_B.square()).clamp(min=_LEAST_SINE2).sqrt()
             turned_B = target_B * angle_B.cos() - sine_B * angle_B.sin()
             # The angle itself is needed to see where it leaves its range; there the logit is constant.
-            whole_B = target_B.detach().acos() + angle_B
+            whole_B = target_B.detach().clamp(-1, 1).acos() + angle_B
             kept_B = whole_B.clamp(_LEAST_ANGLE, math.pi - _LEAST_ANGLE)
             turned_B = torch.where(whole_B == kept_B, turned_B, kept_B.cos())
             moved_B = turned_B - (self.margin + self.margin * quality_B)

@@ -61,7 +61,7 @@ def sampled_classes(label_B: Tensor, rows: range, rate: float) -> tuple[Tensor, 
     own_B = label_B - rows.start
     is_own_B = (own_B >= 0) & (own_B < len(rows))
     drawn = torch.rand(len(rows) + 1, device=label_B.device)
-    drawn[torch.where(is_own_B, own_B, len(rows))] = 2.0  # another rank's go to the last place, which is cut off
+    drawn.index_fill_(0, torch.where(is_own_B, own_B, len(rows)), 2.0)  # another rank's: the last place, cut off
     chosen_S = drawn[:-1].topk(count).indices.sort().values
     place = torch.full((len(rows) + 1,), -1, device=label_B.device)
     place[chosen_S] = torch.arange(count, device=label_B.device)

@@ -1,6 +1,7 @@
 """Names to objects, by file name: adding a method, a data set or a sweep is adding its file."""
 
 import importlib
+import inspect
 import pkgutil
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +24,7 @@ def methods() -> list[str]:
 
 
 def datasets() -> list[str]:
-    return [name for name in names("orchestrator.datasets") if hasattr(_module("orchestrator.datasets", name), "load")]
+    return [name for name in names("orchestrator.datasets") if _reader(name)]
 
 
 def method(name: str) -> "Method":
@@ -33,7 +34,10 @@ def method(name: str) -> "Method":
 
 def dataset(name: str) -> Any:
     """``load`` of ``orchestrator/datasets/<name>.py``; raises ValueError with the near names."""
-    return _found("orchestrator.datasets", "load", name, "data set reader", datasets)
+    found = _reader(name) if name in names("orchestrator.datasets") else None
+    if found is None:
+        raise ValueError(f"there is no data set reader {name!r}" + did_you_mean(name, datasets()))
+    return found
 
 
 @lru_cache(maxsize=8)
@@ -64,6 +68,12 @@ def recipe(method_name: str, benchmark: str) -> Any:
 
 def _module(package: str, name: str) -> ModuleType:
     return importlib.import_module(f"{package}.{name}")
+
+
+def _reader(name: str) -> Any:
+    """``load(data_root, part)`` of a file; None where there is none, or it reads a single file of a data set."""
+    found = getattr(_module("orchestrator.datasets", name), "load", None)
+    return found if found is not None and "data_root" in inspect.signature(found).parameters else None
 
 
 def _found(package: str, attribute: str, name: str, what: str, known: Any) -> Any:

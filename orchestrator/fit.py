@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from orchestrator import distributed
+from orchestrator import distributed, shards
 from orchestrator.method import Batch, Evaluation, Experiment, Losses, Progress, Task
 
 State = dict[str, Any]
@@ -80,19 +80,31 @@ def fit(
             state = None
             if _checkpoint_is_due(experiment, epoch, stored_at, metrics["perf/epoch_s"]):
                 stored_at = time.monotonic()
-                state = partial(training_state, experiment, history, _generators(device))
+                state = partial(training_state, experiment, history, _generators(device), shards.gathered(experiment))
             on_epoch(epoch, metrics, state)
     if len(history) == experiment.epochs and not evaluation.metrics:  # resumed after the last epoch
         evaluation = _evaluated(experiment)
+    shards.join(experiment.task)
     return history, evaluation
 
 
-def training_state(experiment: Experiment, history: list[dict[str, float]], generators: Tensor) -> State:
-    """Everything a resume needs, on the CPU; a snapshot, not a view of what trains on."""
+def training_state(
+    experiment: Experiment, history: list[dict[str, float]], generators: Tensor, whole: shards.Whole | None = None
+) -> State:
+    """Everything a resume needs, on the CPU; a snapshot, not a view of what trains on.
+
+    ``whole`` is what :func:`orchestrator.shards.gathered` found of parameters that are spread over ranks.
+    """
+    optimizer = copy.deepcopy(experiment.optimizer.state_dict())
+    task = {k: v.detach().cpu().clone() for k, v in experiment.task.stored().items()}
+    if whole is not None:
+        task |= whole.parameters
+        for number, values in whole.moments.items():
+            optimizer["state"][number] |= values
     return {
         "epoch": len(history),
-        "task": {k: v.detach().cpu().clone() for k, v in experiment.task.stored().items()},
-        "optimizer": copy.deepcopy(experiment.optimizer.state_dict()),
+        "task": task,
+        "optimizer": optimizer,
         "generators": generators,
         "history": [dict(h) for h in history],
     }
@@ -114,8 +126,9 @@ def load_state(experiment: Experiment, state: Mapping[str, Any], device: torch.d
     if expected.keys() != stored.keys():
         wrong = sorted(expected.keys() ^ stored.keys())
         raise ValueError(f"the checkpoint is of another network: {len(wrong)} tensors do not fit, first {wrong[0]}")
+    stored, optimizer = shards.own_rows(experiment, stored, state["optimizer"])
     experiment.task.load_state_dict(stored, strict=False)
-    experiment.optimizer.load_state_dict(state["optimizer"])
+    experiment.optimizer.load_state_dict(optimizer)
     _set_generators(state["generators"][distributed.rank()], device)
 
 
@@ -134,9 +147,10 @@ def _forward(task: Task, experiment: Experiment, device: torch.device) -> Callab
     module: torch.nn.Module = task
     if distributed.world_size() > 1:
         # Buffers are left alone: every update is gathered, so they are equal, and a bank of half a gigabyte is not
-        # sent in every step. Frozen modules have no gradient to share and nothing that changes.
-        frozen = tuple(f"{name}." for name in task.frozen)
-        states = [key for key in task.state_dict() if key.startswith(frozen)] if frozen else []
+        # sent in every step. Frozen modules have no gradient to share and nothing that changes; of sharded ones every
+        # rank has its own rows.
+        alone = tuple(f"{name}." for name in task.frozen | task.sharded)
+        states = [key for key in task.state_dict() if key.startswith(alone)] if alone else []
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, states)
         module = DistributedDataParallel(
             task,
@@ -231,8 +245,7 @@ def _step(experiment: Experiment, losses: Losses) -> Tensor:
     task = experiment.task
     experiment.optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
-    gradients = [p.grad for p in task.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = shards.gradient_norm(task)
     if experiment.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(task.parameters(), experiment.clip_norm, norm)
     experiment.optimizer.step()

@@ -26,7 +26,7 @@ class Losses(NamedTuple):
     """Unweighted terms, so that trials with different weights compare, and their weights under the same names."""
 
     terms: dict[str, Tensor]
-    weights: dict[str, float]
+    weights: Mapping[str, float | Tensor]  # a weight that follows the step is a number on the device
     observed: Mapping[str, Tensor] = MappingProxyType({})  # scalars for the log that nobody trains on
     kept: Mapping[str, Tensor] = MappingProxyType({})  # detached, of this rank; handed to Task.after_step
 
@@ -49,9 +49,14 @@ class Task(nn.Module):
     no checkpoint. Everything else is in it: projectors, and every buffer (banks, queues, thresholds, positions).
     ``forward`` maps one batch to :class:`Losses`, computed over the whole batch of all ranks: gather embeddings
     with ``orchestrator.distributed.gather`` first.
+
+    ``sharded`` names sub-modules whose parameters are too many for one rank: each rank has other rows of them, in rank
+    order, says which as their ``rows``, a range, and computes their whole gradient itself. Checkpoints hold the rows
+    of all ranks, and at the end of a training so does the module on rank 0.
     """
 
     frozen: frozenset[str] = frozenset({"teacher"})
+    sharded: frozenset[str] = frozenset()
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None):
         super().__init__()
@@ -70,6 +75,14 @@ class Task(nn.Module):
         """The modules that ``frozen`` names, those that there are."""
         found = (getattr(self, name, None) for name in sorted(self.frozen))
         return [module for module in found if module is not None]
+
+    def sharded_parameters(self) -> dict[str, tuple[nn.Parameter, range]]:
+        """Parameters of which this rank has some rows alone, and which."""
+        return {
+            f"{name}.{key}": (parameter, self.get_submodule(name).rows)
+            for name in sorted(self.sharded)
+            for key, parameter in self.get_submodule(name).named_parameters()
+        }
 
     def stored(self) -> dict[str, Tensor]:
         """Parameters and buffers that a checkpoint holds: all but those of frozen modules."""

@@ -197,12 +197,14 @@ def held_out(data: FaceData) -> FaceData:
     """``evaluate_on="validation"``: pairs of the last tenth of the training identities, the rest is trained on.
 
     Raises:
-        ValueError: the data are only verified on.
+        ValueError: the data are only verified on, or nobody would be left to train on.
     """
     if data.train is None:
         raise ValueError("there are no training faces, so no part of them can be held out; verify on the test part")
     train, name = data.train, data.train.name.rsplit("/", 1)[0]
     identities = np.unique(train.identity)
+    if len(identities) < 3:
+        raise ValueError(f"{train.name}: {len(identities)} identities are too few to hold two of them out")
     mask = np.isin(train.identity, identities[-max(2, round(_HELD_OUT * len(identities))) :])
     validation = drawn_pairs(train.part(mask, f"{name}/validation"), _PAIRS, (0,))
     return replace(data, train=train.part(~mask, f"{name}/train-part"), verification={"val": validation})

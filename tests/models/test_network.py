@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import models
 from models.embedder import Embedder, EmbedderConfig
+from models.iresnet import IResNet, IResNetConfig
+from models.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
 from models.network import (
     SINCE_0_4,
     TRAINING_ONLY,
@@ -35,7 +37,13 @@ TINY_VIT = PrunedViTConfig(
     backbone="vit_tiny_patch16_224", image_size=(32, 16), patch_size=8, width=16, heads=2, depth=4, stages=(1, 2, 3),
     keep_ratio=0.5, cameras=2, num_classes=4,
 )  # fmt: skip
-NETWORKS = {"embedder": lambda: Embedder(TINY), "token_pruning": lambda: PrunedViT(TINY_VIT)}
+TINY_FACES = {"width": 0.125, "embedding_dim": 8, "image_size": (32, 16), "num_classes": 3}
+NETWORKS = {
+    "embedder": lambda: Embedder(TINY),
+    "iresnet": lambda: IResNet(IResNetConfig(layers=(1, 1, 1, 1), **TINY_FACES)),
+    "mobilefacenet": lambda: MobileFaceNet(MobileFaceNetConfig(blocks=(1, 1, 1, 1), **TINY_FACES)),
+    "token_pruning": lambda: PrunedViT(TINY_VIT),
+}
 DETECTORS = {"person_search", "siamese_search"}  # asked in their own test
 
 
