@@ -153,7 +153,10 @@ class ImageSet:
         """The images of a mask, as a set of another name."""
         rows = np.flatnonzero(chosen)
         camera = None if self.camera is None else self.camera[rows]
-        return ImageSet(name, Chosen(self.keys, rows).listed(), self.identity[rows], self.reader, camera)
+        keys = Chosen(self.keys, rows)
+        # A list that makes its keys when they are asked for, of millions of images, stays one.
+        keys = keys.listed() if isinstance(self.keys, tuple | list) else keys
+        return ImageSet(name, keys, self.identity[rows], self.reader, camera)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from orchestrator.recipe import changed
 # Drawn faces at 48 pixels, narrow networks, minutes on two cores: mechanics and rough directions, no ranking.
 _SMALL = {
     "student.size": (48, 48),
-    "student.width": 0.5,
+    "student.width": 0.25,
     "embedding_dim": 64,
     "head.scale": 24.0,
     "head.margin": 0.3,
