@@ -51,7 +51,7 @@ def remembers(recipe: Recipe, sizes: Sizes) -> nn.Module | None:
 
 _FALLS = {"train.falls": (11, 19, 23, 0)}  # after 10, 18 and 22 epochs
 # As many images in all as other methods see: half of every batch is not shuffled, so an epoch has twice the steps.
-_SMALL: dict[str, Any] = {"batch_size": 32, "balanced.identities": 8, "train.epochs": 8, "evaluate_every": 2}
+_SMALL: dict[str, Any] = {"batch_size": 32, "balanced.identities": 8, "train.epochs": 8, "train.evaluate_every": 2}
 
 METHOD = FaceMethod(
     paper="EKD, Huang et al., CVPR 2022, as released",

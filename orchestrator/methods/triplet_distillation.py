@@ -59,7 +59,7 @@ def check(recipe: Recipe) -> None:
 
 # As many images in all as other methods see: half of every batch is not shuffled, so an epoch has twice the steps.
 _SMALL: dict[str, Any] = {
-    "batch_size": 32, "balanced.identities": 8, "balanced.images": 4, "train.epochs": 8, "evaluate_every": 2,
+    "batch_size": 32, "balanced.identities": 8, "balanced.images": 4, "train.epochs": 8, "train.evaluate_every": 2,
 }  # fmt: skip
 
 METHOD = FaceMethod(

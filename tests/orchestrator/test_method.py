@@ -66,7 +66,11 @@ def test_a_method_is_its_file_s_instance(name):
     own = [m for m in find.methods() if find.method(m).family == method.family]
     assert len({find.method(m).metrics for m in own}) == 1, "methods of a family measure the same"
     student, teacher = method.networks(method.recipes["demo"])
-    assert student and teacher and (teacher == published.NO_TEACHER) == (name in ("rsiamnet", "supervised"))
+    assert (
+        student
+        and teacher
+        and (teacher == published.NO_TEACHER) == (name in ("margin_softmax", "rsiamnet", "supervised"))
+    )
 
 
 # --- Needs ------------------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def test_a_source_is_found_by_its_file(tmp_path, monkeypatch):
         "BESIDE = {'d3still_alpha': [ROW], 'd3still_ablation': [ROW]}\n"
     )
     assert (
-        published.sources() == ["d3still", "ddps", "rsiamnet", "sureid"]
+        published.sources() == ["adadistill", "d3still", "ddps", "ekd", "rsiamnet", "sureid"]
         and published.beside("d3still_alpha", "sop") == []
     )
     monkeypatch.setattr(published, "__path__", [*published.__path__, str(tmp_path)])

@@ -11,18 +11,21 @@ import torch
 import torch.distributed as dist
 from tiny import cases, family_of
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from orchestrator import distributed, find
+from orchestrator import distributed, find, shards
 from orchestrator.families.retrieval import search
-from orchestrator.fit import fit, to_device
+from orchestrator.fit import _forward, fit, to_device
 from orchestrator.method import Evaluation, Experiment, Losses, Task, Where
 from orchestrator.needs import Place, Prepared
 from orchestrator.recipe import flat, recipe_from
 
 CPU = torch.device("cpu")
 Job = tuple[str, dict[str, Any], dict[str, Any]]  # method, flat recipe, what is prepared for it
-STATE = ("bank_ND", "label_N", "table_KD", "queue_QD", "position")  # follows a step, or is made before it
+# Follows a step, or is made before it.
+STATE = (
+    "bank_ND", "label_N", "table_KD", "queue_QD", "position", "teacher_MD", "student_MD", "label_M", "sample_M", "ptr",
+    "count", "iled.mean", "iled.deviation", "centre_CD", "threshold_K", "norm_mean", "norm_std",
+)  # fmt: skip
 CASES = {case.id: case.values for case in cases()}
 
 
@@ -43,12 +46,14 @@ def first_step(job: Job, place: Place, rank: int, world: int) -> dict[str, Any]:
         if family_of(job[0]).NORMS_PER_WORKER and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.eval()
     in_double(task)
-    step = DistributedDataParallel(task) if world > 1 else task
-    losses = step(to_device(next(iter(made.batches(1))), CPU))
+    forward = _forward(task, made, CPU)  # it must live until the backward pass
+    losses = forward(to_device(next(iter(made.batches(1))), CPU))
     losses.total.backward()
     with torch.no_grad():
         task.after_step(losses.kept)
     return {
+        "norm": shards.gradient_norm(task),
+        "sharded": {name: [rows.start, rows.stop] for name, (_, rows) in task.sharded_parameters().items()},
         "total": losses.total.detach(),
         "terms": {name: term.detach() for name, term in losses.terms.items()},
         "state": {name: rows for name, rows in task.named_buffers() if name.endswith(STATE)},
@@ -72,11 +77,13 @@ def numbers(history):
 
 
 def whole_run(job: Job, place: Place, rank: int, world: int) -> dict[str, Any]:
-    """Two epochs with real batch norms, and the second one again from the state after the first."""
+    """Two epochs with real batch norms, and the second one again from the state of rank 0 after the first."""
     made, states = experiment(job, place, rank, world), []
     history, _ = fit(made, CPU, on_epoch=lambda epoch, metrics, state: states.append(state()))
+    first = [states[0]]
+    dist.broadcast_object_list(first, 0)
     again = experiment(job, place, rank, world)
-    resumed, _ = fit(again, CPU, resume=states[0])
+    resumed, _ = fit(again, CPU, resume=first[0])
     weights, found = made.task.state_dict(), again.task.state_dict()
     same = all(torch.equal(value, weights[name]) for name, value in found.items())
     return {"history": numbers(history), "resumed": numbers(resumed), "same": same, "weights": weights}
@@ -132,13 +139,16 @@ def gathered(rank: int) -> dict[str, Any]:
             "largest": distributed.largest(rank)}  # fmt: skip
 
 
-def everything(rank: int, world: int, file: str, jobs: dict[str, Job], run: Job, place: Place, out: str) -> None:
+def everything(
+    rank: int, world: int, file: str, jobs: dict[str, Job], run: Job, spread: Job, place: Place, out: str
+) -> None:
     """All that two processes do together."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     found = {
         "steps": {name: first_step(job, place, rank, world) for name, job in jobs.items()},
         "run": whole_run(run, place, rank, world),
+        "spread": whole_run(spread, place, rank, world),
         "bank": bank(True, rank, world),
         "own rows": bank(False, rank, world),
         "gathered": gathered(rank),
@@ -163,7 +173,9 @@ def ranks(jobs, tiny_recipe, prepared, tiny_place, tmp_path_factory) -> list[dic
     folder = tmp_path_factory.mktemp("ranks")
     recipe = tiny_recipe("d3still", mode="repo", **{"train.epochs": 2, "run.checkpoint_every": 1})
     run = ("d3still", flat(recipe), prepared("d3still", recipe).plain())
-    arguments = (2, str(folder / "meet"), jobs, run, tiny_place, str(folder / "out"))
+    recipe = tiny_recipe("margin_softmax", **{"train.epochs": 2, "run.checkpoint_every": 1, "head.sample": 0.9})
+    spread = ("margin_softmax", flat(recipe), prepared("margin_softmax", recipe).plain())
+    arguments = (2, str(folder / "meet"), jobs, run, spread, tiny_place, str(folder / "out"))
     torch.multiprocessing.spawn(everything, arguments, nprocs=2)
     return [torch.load(folder / f"out.{rank}", weights_only=True) for rank in range(2)]
 
@@ -181,8 +193,11 @@ def test_two_workers_equal_one(name, ranks, jobs, tiny_place):
             torch.testing.assert_close(found["terms"][term], value, rtol=1e-5, atol=1e-9, msg=term)
         for state, value in expected["state"].items():
             torch.testing.assert_close(found["state"][state], value, rtol=1e-9, atol=1e-12, msg=state)
+        torch.testing.assert_close(found["norm"], expected["norm"], rtol=1e-5, atol=0)
         assert found["gradient"].keys() == expected["gradient"].keys()
         for parameter, gradient in expected["gradient"].items():
+            if parameter in found["sharded"]:
+                gradient = gradient[slice(*found["sharded"][parameter])]
             allowed = 1e-5 * float(gradient.abs().max()) + 1e-12
             torch.testing.assert_close(found["gradient"][parameter], gradient, rtol=1e-5, atol=allowed, msg=parameter)
 
@@ -191,6 +206,17 @@ def test_two_workers_train_evaluate_and_resume_exactly(ranks):
     one, two = (rank["run"] for rank in ranks)
     assert one["same"] and two["same"]
     assert one["history"] == two["history"] == one["resumed"] == two["resumed"]
+    assert all(torch.equal(value, two["weights"][name]) for name, value in one["weights"].items())
+
+
+def test_class_centres_that_are_spread_over_workers_are_stored_and_resumed_whole(ranks):
+    """A checkpoint holds the rows of both; when training ends rank 0 has them all, and so has what is stored of it."""
+    one, two = (rank["spread"] for rank in ranks)
+    assert one["same"] and two["same"]
+    assert one["history"] == two["history"] == one["resumed"] == two["resumed"]
+    centres = "student.classifier.weight"
+    whole, own = one["weights"].pop(centres), two["weights"].pop(centres)
+    assert len(whole) == 16 and torch.equal(whole[8:], own) and whole.std(dim=1).min() > 0.01
     assert all(torch.equal(value, two["weights"][name]) for name, value in one["weights"].items())
 
 

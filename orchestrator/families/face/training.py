@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from losses.margin_softmax import cosines
 from losses.similarity import at_least_float32, full_precision
 from models import network
 from models.embedder import Embedder, EmbedderConfig
-from models.network import EmbeddingNetwork
+from models.network import EmbeddingNetwork, Pixels
 from orchestrator import distributed
 from orchestrator.datasets.augmentation import normalised
 from orchestrator.families.face.heads import MarginHead, norms, own_rows
@@ -85,6 +86,8 @@ class FaceTask(Task):
         super().__init__(student, teacher)
         self.recipe, self.method = recipe, method
         self.cls = getattr(recipe, "cls", 1.0)
+        self.augment = partial(shown, pixels=student.pixels)
+        self.augment_teacher = self.augment if teacher is None else partial(shown, pixels=teacher.pixels)
         self.head = MarginHead(recipe.head)
         self.teacher_centres = None if teacher_centres is None else teacher_centres.requires_grad_(False)
         self.memory = method.remembers(recipe, sizes)
@@ -95,8 +98,7 @@ class FaceTask(Task):
 
     def forward(self, batch: Batch) -> Losses:
         recipe, method = self.recipe, self.method
-        images_bCHW = normalised(mirrored(batch["frames"], batch["mirrored"]), self.student.pixels)
-        local_bD = at_least_float32(self.student(images_bCHW))
+        local_bD = at_least_float32(self.student(self.augment(batch["frames"], batch["mirrored"])))
         faces = self.faces(batch, local_bD)
         with torch.no_grad():
             method.before(recipe, self, faces)
@@ -128,8 +130,7 @@ class FaceTask(Task):
     def _taught(self, batch: Batch) -> Tensor:
         stored = batch.get("teacher")
         if stored is None:
-            images_bCHW = normalised(mirrored(batch["frames"], batch["mirrored"]), self.teacher.pixels)
-            stored = self.teacher(images_bCHW)
+            stored = self.teacher(self.augment_teacher(batch["frames"], batch["mirrored"]))
         return at_least_float32(stored)
 
     def _of_all(self, local: Tensor) -> Tensor:
@@ -185,9 +186,10 @@ def trains_centres(recipe: Any, method: Distillation) -> bool:
     return looked_at and getattr(recipe, "centres", "own") == "own"
 
 
-def mirrored(frames_bCHW: Tensor, mirrored_b: Tensor) -> Tensor:
-    """The frames, those that are asked for mirrored left to right."""
-    return torch.where(mirrored_b[:, None, None, None], frames_bCHW.flip(3), frames_bCHW)
+def shown(frames_bCHW: Tensor, mirrored_b: Tensor, pixels: Pixels) -> Tensor:
+    """The frames as a network wants its pixels, those that are asked for mirrored left to right."""
+    turned_bCHW = torch.where(mirrored_b[:, None, None, None], frames_bCHW.flip(3), frames_bCHW)
+    return normalised(turned_bCHW, pixels)
 
 
 def build(recipe: FaceRecipe) -> EmbeddingNetwork:
