@@ -1,5 +1,6 @@
 """All pictures. Functions from plain numbers to matplotlib figures; nothing here reads files or runs."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -42,9 +43,8 @@ def draw_lines(picture: Lines) -> Figure:
     """Curves in one panel."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axis = figure.subplots()
-    for colour, (name, points) in zip(
-        (OURS, PUBLISHED, RIGHT, "#CC79A7", "#E69F00"), picture.lines.items(), strict=False
-    ):
+    colours = itertools.cycle((OURS, PUBLISHED, RIGHT, "#CC79A7", "#E69F00", "#56B4E9", MUTED))
+    for colour, (name, points) in zip(colours, picture.lines.items(), strict=False):
         _line(axis, points, name, colour)
     axis.set(title=picture.title, xlabel=picture.x_label, ylabel=picture.y_label)
     return figure

@@ -8,16 +8,20 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import run
-from families import person_search, weak_search
+from families import face, person_search, weak_search
+from tiny import own
 from torch import Tensor, nn
 
 from models.embedder import Embedder, EmbedderConfig
+from models.mobilefacenet import MobileFaceNet
 from models.person_search import PersonSearch
 from models.token_pruning import PrunedViT
 from orchestrator import find
 from orchestrator.datasets import augmentation, person_views
 from orchestrator.families.asymmetric import job, pairs
 from orchestrator.families.asymmetric.recipe import is_supervised, used_views
+from orchestrator.families.face import training as face_training
+from orchestrator.families.face.recipe import network_config as face_config
 from orchestrator.families.person_search import training
 from orchestrator.families.person_search.recipe import network_config
 from orchestrator.families.retrieval.recipe import EmbedderRecipe, embedder_config
@@ -177,6 +181,30 @@ def weak_search_step(name: str, real: bool, **changes: Any) -> tuple[nn.Module, 
     return LossesAlone(task), detached(task.look(batch))
 
 
+def face_step(name: str, real: bool, **changes: Any) -> tuple[Task, Batch]:
+    recipe = find.recipe(name, "folder")
+    recipe = changed(recipe, {**own(recipe, face.TINY), **changes})
+    method = find.method(name)
+    method.check(recipe)
+    teacher = centres = None
+    images = recipe.batch_size + recipe.balanced.count
+    batch = {
+        "frames": torch.randint(0, 256, (images, 3, *recipe.student.size), dtype=torch.uint8),
+        "mirrored": torch.rand(images) < 0.5, "label": torch.arange(images) % CLASSES, "image": torch.arange(images),
+        "names": [f"{i}.png" for i in range(images)],
+    }  # fmt: skip
+    if method.distils(recipe):
+        centres = nn.Linear(recipe.embedding_dim, CLASSES, bias=False)
+        teacher = MobileFaceNet(face_config(recipe.teacher.network, recipe.embedding_dim))
+        if recipe.targets == "cached":
+            batch["teacher"], teacher = torch.randn(images, recipe.embedding_dim), None
+    sizes = face_training.Sizes(CLASSES, 10)
+    distillation = method.distillation if method.distils(recipe) else face_training.ALONE
+    return face_training.FaceTask(
+        recipe, distillation, face_training.build(recipe), sizes, teacher, centres
+    ), batch  # fmt: skip
+
+
 def detached(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().requires_grad_(value.is_floating_point())
@@ -188,6 +216,7 @@ def detached(value: Any) -> Any:
 
 
 STEPS = {
+    "face": face_step,
     "person_search": person_search_step,
     "retrieval": retrieval_step,
     "asymmetric": asymmetric_step,
@@ -210,6 +239,24 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "ddps": (
         {}, {"ld": 0.0, "cd": 0.0, "dfd": 0.0}, {"regions": "teacher", "cd_reduction": "mean", "boxes": "unpadded"},
         {"dfd": 0.0, "pkd": 6.0, "teacher.network.levels": 8}, {"dfd": 0.0, "reviewkd": 1.2},
+    ),
+    "adadistill": ({}, {"weighted": False, "targets": "cached"}),
+    "ekd": ({"balanced.identities": 4},),
+    "face_sp": ({}, {"gram": "cosine"}),
+    "feature_consistency": tuple({"form": form} for form in ("cos", "l2n", "half", "l2_sum", "l2_mean")),
+    "gkd": ({}, {"group": 3, "margin_logits": False}),
+    "margin_softmax": ({"head.kind": "adaface"}, {"head.kind": "cosface"},
+                       {"head.monotone": True, "head.grad": "exact"},
+                       {"head.sample": 0.5}, {"student.name": "iresnet18", "student.color": "bgr"},
+                       {"head.kind": "adaface", "head.grad": "exact"}),
+    "triplet_distillation": ({"balanced.identities": 4}, {"distance": "angle"}),
+    "unified_face": (
+        {"balanced.identities": 4, "targets": "cached"},
+        {"iled_miner": "topk", "rpsd_miner": "discrepancy", "phi": "huber", "reference": "cross"},
+        {"iled_miner": "soft", "rpsd_miner": "teacher_similar", "cls": 0.0, "bank_half": True},
+        {"iled_miner": "none", "rpsd_miner": "random", "bank": 8},
+        {"centres": "teacher", "bank": 0, "rpsd_miner": "all"},
+        {"iled": 0.0, "rpsd": 0.0},
     ),
     "rop": ({"neighbours": "train"},),
     "rsiamnet": (

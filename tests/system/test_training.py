@@ -60,6 +60,10 @@ RESUMED = [
     ("ugd", {"views": "recorded"}),  # projectors of its own
     ("supervised", {"train.optimizer": "adamw"}),
     ("rsiamnet", {"bank_momentum": 0.5}),  # clusters and memory are made anew before the second epoch
+    ("unified_face", {"bank": 20, "iled_miner": "adaptive"}),  # running values and a bank that wraps
+    ("ekd", {"balanced.identities": 4}),  # thresholds
+    ("adadistill", {}),  # class centres
+    ("margin_softmax", {"head.kind": "adaface", "head.sample": 0.9}),  # norms, and classes drawn on the device
     ("ddps", {}),  # table, queue and position of its memory
     ("sureid", {"drop_path": 0.3, "backbone_frozen_epochs": 1, "train.optimizer": "adamw", "train.epochs": 3}),
 ]

@@ -102,9 +102,13 @@ def train_needs(recipe: FaceRecipe, place: Place) -> dict[str, Need]:
 
 
 def verification_needs(recipe: FaceRecipe, place: Place) -> dict[str, Need]:
-    """Of each set its index, its pixels, who is compared with whom: roles "val", "val pixels", "val pairs", …"""
+    """Of each set its index, its pixels, who is compared with whom: roles "val", "val pixels", "val pairs", …
+
+    The data set's own sets come last: of what several tell the record, the last one's stays.
+    """
     found: dict[str, Need] = {}
-    for shown, (asked, one) in verification(recipe.data, recipe.verify, place).items():
+    listed = verification(recipe.data, recipe.verify, place).items()
+    for shown, (asked, one) in sorted(listed, key=lambda entry: entry[1][0]["name"] == recipe.data.name):
         index = _index_need(asked, place)
         found[shown] = index
         found |= {f"{shown} pixels": need for need in pixel_need(recipe.run, index, recipe.student.size).values()}
@@ -219,11 +223,12 @@ def _make_index(need: Need, place: Place, progress: Report) -> Ready:
     told: dict[str, Any] = {
         "index": {"name": indexed.name, "reader": described(indexed.reader), "cameras": False},
         "protocol": found.protocol,
-        "notice": found.notice,
     }
     if asked["side"] == TRAIN:
         told |= {"train_fingerprint": indexed.fingerprint, "classes_fingerprint": classes_fingerprint(indexed),
                  "classes": indexed.num_identities}  # fmt: skip
+    else:
+        told["notice"] = found.notice
     return Ready(need.key, need.kind, cache.folder_below(place.storage, table), indexed.fingerprint, told)
 
 

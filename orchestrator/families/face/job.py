@@ -84,20 +84,24 @@ class FaceMethod(Method):
         train = data.train_needs(recipe, place)
         index = train[data.TRAIN]
         images, people = index.how["images"], index.how["identities"]
-        if recipe.batch_size > images:
-            asked = f"; data.fraction is {recipe.data.fraction:g}" if recipe.data.fraction < 1 else ""
-            raise ValueError(
-                f"batch_size ({recipe.batch_size}) is more than the {images:,} training images{asked}; lower it"
-            )
+        batches = {"batch_size": recipe.batch_size}
+        if self.distils(recipe) and not recipe.teacher.weights:
+            batches["teacher.batch_size"] = recipe.teacher.batch_size
+        for name, size in batches.items():
+            if size > images:
+                asked = f"; data.fraction is {recipe.data.fraction:g}" if recipe.data.fraction < 1 else ""
+                raise ValueError(f"{name} ({size}) is more than the {images:,} training images{asked}; lower it")
         if max(recipe.balanced.identities, 2) > people:
             raise ValueError(
                 f"{recipe.data.name} has {people} training identities, asked for are "
                 f"{max(recipe.balanced.identities, 2)}: balanced.identities, or two to tell apart"
             )
-        compared: dict[str, Any] = {"sets": sets}
+        own = [name for name in sets if found[name].made_from["data"]["name"] == recipe.data.name]
+        compared: dict[str, Any] = {"own": own}
         if self.distils(recipe):
             found |= self._teacher_needs(recipe, index)
-            first = next((name for name in sets if f"{name} members" not in found), None)
+            # How near the student is to it is told of the data set's own first pairs.
+            first = next((name for name in own if f"{name} members" not in found), None)
             if first is not None:
                 found[f"{first} teacher"] = self._embeddings(recipe, found, first)
                 searched[f"{first} teacher"] = found[f"{first} teacher"]
@@ -238,6 +242,7 @@ def _teacher_training(recipe: DistillationRecipe) -> tuple[str, FaceRecipe]:
     own = recipe.teacher
     return benchmark, replace(
         base, data=recipe.data, run=recipe.run, student=own.network, embedding_dim=teacher_dim(recipe),
+        batch_size=own.batch_size,
         train=replace(
             scaled_schedule(base.train, own.train.epochs), optimizer=own.train.optimizer, rate=own.train.rate,
             seed=own.train.seed, precision=recipe.train.precision,
@@ -294,11 +299,11 @@ def _references(need: Need, after: Mapping[str, Ready], where: Where, progress: 
     """What a student is compared with: its teacher, and chance."""
     prepared = Prepared(where.place, after)
     verified = data.open_verification(prepared, tuple(need.how["size"]))
-    protocols = [f"{name}: {one.protocol}" for name, one in verified.sets.items()]
+    too = [f"{name}: {verified.sets[name].protocol}" for name in verified.sets if name not in need.made_from["own"]]
     notices = dict.fromkeys(after[name].told["notice"] for name in verified.sets)
     told: dict[str, Any] = {
         "chance_metrics": verify.by_chance(verified.sets),
-        "protocol": "; ".join(protocols),
+        "rule": f"verified too: {'; '.join(too)}" if too else "",
         "notice": "; ".join(notice for notice in notices if notice),
     }
     if "teacher" in after:

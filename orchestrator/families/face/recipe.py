@@ -98,6 +98,7 @@ class FaceTeacher(Teacher):
 
     network: FaceNetwork = field(default_factory=lambda: FaceNetwork(name="iresnet50"))
     embedding_dim: Whole = 0  # 0 = as the student's
+    batch_size: Count = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +125,9 @@ class FaceRecipe(Recipe):
     balanced: Balanced = field(default_factory=Balanced)
     flip: Probability = 0.5
     verify: str = ""  # data sets that are verified on too, below the same --data-root, joined by +
-    # Whether pictures of a run show faces: they go to the tracking server, so only of drawn or consenting people.
-    show_faces: bool = False
+    # Whose faces pictures of a run may show: they go to the tracking server, so drawn or consenting people alone. "own"
+    # are those of the data set, not of what is verified too.
+    show_faces: Literal["none", "own", "all"] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

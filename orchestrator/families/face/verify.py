@@ -110,8 +110,9 @@ def agreement(own: Embedded, theirs: Embedded) -> dict[str, float]:
     rows = np.unique(np.linspace(0, len(own_ND) - 1, 1000).astype(int))
     own_ND, theirs_ND = own_ND[rows], theirs_ND[rows]
     above = np.triu_indices(len(rows), 1)
-    gram = np.corrcoef((own_ND @ own_ND.T)[above], (theirs_ND @ theirs_ND.T)[above])[0, 1]
-    found = {"teacher_gram": float(np.nan_to_num(gram))}  # a collapsed network has no deviation
+    own_P, theirs_P = ((e_ND @ e_ND.T)[above] for e_ND in (own_ND, theirs_ND))
+    flat = own_P.std() == 0 or theirs_P.std() == 0  # of a collapsed network nothing correlates
+    found = {"teacher_gram": 0.0 if flat else float(np.corrcoef(own_P, theirs_P)[0, 1])}
     if own_ND.shape == theirs_ND.shape:
         found["teacher_cosine"] = float((own_ND * theirs_ND).sum(1).mean())
     return found
