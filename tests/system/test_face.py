@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from families import face
 from tiny import met, preparation
 
 from orchestrator import figures, find
@@ -113,10 +114,9 @@ def test_before_its_step_the_bank_is_filled_and_not_used(experiment):
     assert values[0] != values[1]
 
 
-def test_a_student_of_another_width_learns_through_a_projector_that_is_no_part_of_it(tiny_recipe, tiny_place, prepared):
-    recipe = changed(
-        tiny_recipe("unified_face"), {"teacher.embedding_dim": 24, "teacher.weights": "", "train.epochs": 1}
-    )
+def test_a_student_of_another_width_learns_through_a_projector(tiny_recipe, tiny_place, prepared, tmp_path):
+    wide = changed(tiny_recipe("unified_face"), {"teacher.embedding_dim": 24, "train.epochs": 1})
+    recipe = changed(wide, {"teacher.weights": str(face.save_teacher(tmp_path, wide, 16))})
     method = find.method("unified_face")
     method.check(recipe)
     made = method.experiment(recipe, prepared("unified_face", recipe), Where(tiny_place, 0, 1, CPU))
@@ -240,7 +240,7 @@ def test_a_teacher_does_not_depend_on_what_is_verified_too_nor_on_the_student(ti
         return find.method("unified_face").needs(recipe, tiny_place)["teacher"].key
 
     assert teacher_key() == teacher_key(
-        show_faces=True, **{"student.width": 0.125, "head.margin": 0.1, "train.rate": 0.2}
+        show_faces="all", **{"student.width": 0.125, "head.margin": 0.1, "train.rate": 0.2}
     )
     assert teacher_key() != teacher_key(**{"teacher.train.epochs": 2})
 
@@ -314,10 +314,12 @@ def test_pictures_are_drawn_and_show_faces_only_where_they_may(experiment, tiny_
     assert set(shown) == {"roc", "scores_val", "teacher_val"}
     assert all(100 >= y >= 0 for line in shown["scores_val"].lines.values() for _, y in line)
     assert sum(y for _, y in shown["scores_val"].lines["genuine"]) == pytest.approx(100)
-    faces = method.pictures(made.task.student, changed(recipe, {"show_faces": True}), ready, evaluation, where)
+    faces = method.pictures(made.task.student, changed(recipe, {"show_faces": "own"}), ready, evaluation, where)
     assert set(faces) - set(shown) == {"hardest_val"} and faces["hardest_val"].images.shape[:2] == (4, 8)
     for picture in faces.values():
         figures.draw(picture)
+    only_others = changed(recipe, {"show_faces": "own", "verify": "orl"})
+    assert "hardest_val" in method.pictures(made.task.student, only_others, ready, evaluation, where)
 
 
 def test_the_hardest_pairs_are_the_wrong_end_of_each_kind(tiny_root):
@@ -328,7 +330,7 @@ def test_the_hardest_pairs_are_the_wrong_end_of_each_kind(tiny_root):
     frames = torch.arange(len(one.images), dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
     verified = data.Verified({"val": one}, {"val": lambda rows: frames[torch.as_tensor(rows)]})
     found = verify.Found({"val": verify.Embedded(*np.zeros((2, len(frames), 4)))}, {"val": score_P})
-    sheet = pictures(verified, found, {}, True)["hardest_val"]
+    sheet = pictures(verified, found, {}, ["val"])["hardest_val"]
     assert sheet.images[:2, 0, 0, 0, 0].tolist() == [one.first_P[genuine], one.second_P[genuine]]
     assert sheet.images[2:, 0, 0, 0, 0].tolist() == [one.first_P[impostor], one.second_P[impostor]]
 

@@ -184,7 +184,9 @@ class FaceMethod(Method):
     ) -> dict[str, Picture]:
         """Curves, scores of both kinds of pairs, cosines to the teacher; hardest pairs where faces may be shown."""
         verified = data.open_verification(prepared, recipe.student.size)
-        return pictures(verified, evaluation.found, _taught(prepared), recipe.show_faces)
+        too = data.parts_of(recipe.verify)
+        faces_of = {"none": [], "own": [s for s in verified.sets if s not in too], "all": list(verified.sets)}
+        return pictures(verified, evaluation.found, _taught(prepared), faces_of[recipe.show_faces])
 
     def networks(self, recipe: Any) -> tuple[str, str]:
         own = recipe.student

@@ -2,7 +2,7 @@
 
 # Shape legend: N = images, P = pairs.
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -17,8 +17,10 @@ _BINS = 60
 _HARDEST = 8  # pairs of each kind
 
 
-def pictures(verified: Verified, found: Found, teacher: Mapping[str, Embedded], show_faces: bool) -> dict[str, Picture]:
-    """Of a trained student, from what its evaluation found; faces only where the recipe asks for them."""
+def pictures(
+    verified: Verified, found: Found, teacher: Mapping[str, Embedded], faces_of: Collection[str]
+) -> dict[str, Picture]:
+    """Of a trained student, from what its evaluation found; ``faces_of`` are the sets whose faces may be shown."""
     pictured: dict[str, Picture] = {"roc": curves(verified, found)}
     for name, score_P in found.scores.items():
         pictured[f"scores_{name}"] = histograms(name, score_P, verified.sets[name].same_P)
@@ -26,7 +28,7 @@ def pictures(verified: Verified, found: Found, teacher: Mapping[str, Embedded], 
         if theirs.plain_ND.shape == found.embedded[name].plain_ND.shape:
             pictured[f"teacher_{name}"] = cosines(name, found.embedded[name], theirs)
     for name, one in verified.sets.items():
-        if show_faces and isinstance(one, Pairs):
+        if name in faces_of and isinstance(one, Pairs):
             pictured[f"hardest_{name}"] = hardest(name, verified, found.scores[name])
     return pictured
 
