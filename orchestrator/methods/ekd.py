@@ -55,7 +55,15 @@ _SMALL: dict[str, Any] = {"batch_size": 32, "balanced.identities": 8, "train.epo
 
 METHOD = FaceMethod(
     paper="EKD, Huang et al., CVPR 2022, as released",
-    recipes=recipes(Recipe, {"ms1mv2": _FALLS, "ms1mv3": _FALLS, "demo": _SMALL, "orl": _SMALL}),
+    recipes=recipes(
+        Recipe,
+        {
+            "ms1mv2": _FALLS,
+            "ms1mv3": _FALLS,
+            "demo": _SMALL,
+            "orl": {**_SMALL, "train.epochs": 30, "train.evaluate_every": 10},
+        },
+    ),
     distillation=Distillation(
         weights=lambda recipe: {"positive": recipe.positive, "negative": recipe.negative},
         terms=terms,

@@ -64,6 +64,6 @@ _SMALL: dict[str, Any] = {
 
 METHOD = FaceMethod(
     paper="TripletDistillation, Feng et al., 2020",
-    recipes=recipes(Recipe, {"demo": _SMALL, "orl": _SMALL}),
+    recipes=recipes(Recipe, {"demo": _SMALL, "orl": {**_SMALL, "train.epochs": 30, "train.evaluate_every": 10}}),
     distillation=Distillation(weights=lambda recipe: {"triplet": recipe.weight}, terms=terms, check=check),
 )

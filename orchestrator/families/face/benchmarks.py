@@ -40,7 +40,16 @@ _RECORDS = {"data.name": "face_records", "pixel_cache": "off", "teacher.rate": 0
 _COSFACE = {"head.kind": "cosface", "head.margin": 0.4}
 _BENCHMARKS: dict[str, dict[str, Any]] = {
     "demo": {"data.name": "demo_faces", **_SMALL, **_SMALL_TEACHER, "show_faces": "own"},
-    "orl": {"data.name": "orl", **_SMALL, **_SMALL_TEACHER, "batch_size": 40, "teacher.batch_size": 40},
+    "orl": {
+        "data.name": "orl",
+        **_SMALL,
+        **_SMALL_TEACHER,
+        "batch_size": 40,
+        "teacher.batch_size": 40,
+        "train.epochs": 60,
+        "train.evaluate_every": 20,
+        "teacher.epochs": 80,
+    },
     "folder": {"data.name": "folder_faces", "teacher.rate": 0.1, "teacher.epochs": 26},
     "casia": {**_RECORDS, "train.epochs": 60, "train.falls": (40, 48, 52, 0), "teacher.epochs": 60},
     "ms1mv2": _RECORDS,
