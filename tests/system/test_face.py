@@ -8,6 +8,7 @@ import torch
 from families import face
 from tiny import met, preparation
 
+from models.mobilefacenet import MobileFaceNet
 from orchestrator import figures, find
 from orchestrator.datasets.faces import FaceData, Search, Templates, all_pairs, drawn_pairs
 from orchestrator.datasets.images import Folder, ImageSet
@@ -16,7 +17,7 @@ from orchestrator.families.face import data, verify
 from orchestrator.families.face.batches import FaceRequests
 from orchestrator.families.face.job import FaceMethod
 from orchestrator.families.face.pictures import pictures
-from orchestrator.families.face.recipe import FaceTrain, learning_rate, optimizer
+from orchestrator.families.face.recipe import FaceTrain, learning_rate, network_config, optimizer
 from orchestrator.fit import fit
 from orchestrator.method import Progress, Where
 from orchestrator.needs import Place
@@ -131,6 +132,32 @@ def test_a_student_of_another_width_learns_through_a_projector(tiny_recipe, tiny
             find.method(name).check(changed(tiny_recipe(name), {"teacher.embedding_dim": 24}))
     with pytest.raises(ValueError, match="reference=cross compares student and teacher vectors, of widths 16 and 24"):
         method.check(changed(recipe, {"reference": "cross"}))
+
+
+def test_a_public_checkpoint_teaches(tiny_recipe, own_place, tmp_path):
+    """A plain state dict with the names of ArcFace's public code, under a wrapper's prefix."""
+    base = tiny_recipe("unified_face")
+    torch.manual_seed(3)
+    teacher = MobileFaceNet(network_config(base.teacher.network, 16)).eval()
+    theirs = {ours: public for public, ours in teacher.public_names().items()}
+    stored = {}
+    for name, value in teacher.state_dict().items():
+        module, _, last = name.rpartition(".")
+        stored[f"module.{theirs.get(module, module)}.{last}"] = value
+    assert stored.keys() != {f"module.{name}" for name in teacher.state_dict()}
+    torch.save(stored, tmp_path / "public.pt")
+    recipe = changed(base, {"teacher.weights": str(tmp_path / "public.pt")})
+    ready = met("unified_face", recipe, own_place)
+    made = find.method("unified_face").experiment(recipe, ready, Where(own_place, 0, 1, CPU))
+    faces = torch.randn(4, 3, 16, 16)
+    assert torch.equal(made.task.teacher(faces), teacher(faces))
+    assert ready.told()["teacher_metrics"]["val/accuracy"] > 0  # measured before any student is trained
+    for file, words in (("nowhere.pt", "teacher.weights: there is no file"), ("public.pt", "holds another network")):
+        wrong = changed(recipe, {"teacher.weights": str(tmp_path / file), "teacher.network.width": 0.25})
+        with pytest.raises(ValueError, match=words):
+            find.method("unified_face").needs(wrong, own_place)
+    with pytest.raises(ValueError, match="this method needs the teacher's classifier"):
+        met("face_kd", changed(tiny_recipe("face_kd"), {"teacher.weights": str(tmp_path / "public.pt")}), own_place)
 
 
 def test_class_centres_are_drawn_alike_however_they_are_spread(experiment):

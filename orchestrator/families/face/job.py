@@ -15,6 +15,7 @@ from orchestrator.families.asymmetric.teacher_side import check_classifier
 from orchestrator.families.face import data, verify
 from orchestrator.families.face.batches import FaceRequests, LoadFaces
 from orchestrator.families.face.pictures import pictures
+from orchestrator.families.face.public_teacher import is_public, make_public_teacher, public_teacher_need
 from orchestrator.families.face.recipe import (
     METRICS,
     DistillationRecipe,
@@ -113,9 +114,12 @@ class FaceMethod(Method):
         return found | train
 
     def _teacher_needs(self, recipe: DistillationRecipe, train: Need) -> dict[str, Need]:
-        benchmark, training = _teacher_training(recipe)
         config = network_config(recipe.teacher.network, teacher_dim(recipe))
-        found = {"teacher": teacher_need(recipe.teacher, TRAINER, benchmark, training, config, train)}
+        if is_public(recipe.teacher):
+            found = {"teacher": public_teacher_need(recipe.teacher, config, train)}
+        else:
+            benchmark, training = _teacher_training(recipe)
+            found = {"teacher": teacher_need(recipe.teacher, TRAINER, benchmark, training, config, train)}
         if _wants_classifier(recipe, self.distillation):
             made_from = {"width": teacher_dim(recipe)}
             found["classifier"] = Need("classifier", made_from, {"teacher": found["teacher"], "train": train})
@@ -134,6 +138,8 @@ class FaceMethod(Method):
     def make(self, need: Need, after: Mapping[str, Ready], where: Where, progress: Report) -> Ready:
         if need.kind == "teacher file":
             return ready_file(need, where.place)
+        if need.kind == "public teacher":
+            return make_public_teacher(need, where.place)
         if need.kind == "classifier":
             return check_classifier(need, after, where.place)
         if need.kind == "references":

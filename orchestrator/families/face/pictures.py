@@ -54,7 +54,7 @@ def cosines(name: str, own: Embedded, theirs: Embedded) -> Lines:
     """Share of images by the cosine between student and teacher."""
     own_ND, theirs_ND = (flip_summed(e.plain_ND, e.flipped_ND) for e in (own, theirs))
     cosine_N = (own_ND * theirs_ND).sum(1)
-    edges = np.linspace(min(0.0, float(cosine_N.min())), 1, _BINS // 2 + 1)
+    edges = np.linspace(min(-0.05, float(cosine_N.min())), 1, _BINS // 2 + 1)
     return _shares(f"Images of {name}: student and teacher", "share of images, %", {"images": cosine_N}, edges)
 
 

@@ -94,7 +94,7 @@ class FaceTrain(Train):
 
 @dataclass(frozen=True, kw_only=True)
 class FaceTeacher(Teacher):
-    """A teacher that embeds faces, trained with the same kind of head."""
+    """A teacher that embeds faces; its ``weights`` may also be a public checkpoint of the network, a state dict."""
 
     network: FaceNetwork = field(default_factory=lambda: FaceNetwork(name="iresnet50"))
     embedding_dim: Whole = 0  # 0 = as the student's
