@@ -10,7 +10,7 @@ SPACE = SearchSpace(
         "rpsd": Float(5.0, 500.0, log=True),
         "train.rate": Float(1e-4, 0.3, log=True),
     },
-    start=({"iled": 10.0, "rpsd": 50.0, "train.rate": 2e-3}, {"iled": 10.0, "rpsd": 50.0, "train.rate": 0.1}),
+    start=({"iled": 10.0, "rpsd": 50.0, "train.rate": 0.1}, {"iled": 10.0, "rpsd": 50.0, "train.rate": 2e-3}),
     trials=20,
     picture=("iled", "rpsd"),
 )

@@ -344,7 +344,7 @@ def test_every_space_fits_its_methods(name):
     recipes, _ = asked.resolve(space, "demo", {}, None, "")
     assert set(recipes) == set(space.methods)
     # A table under a paper's name has that paper's full size somewhere; the demo decides nothing of it.
-    full = next(b for b in ("sop", "occluded_duke", "cuhk_sysu") if b in find.method(space.method).recipes)
+    full = next(b for b in ("sop", "occluded_duke", "cuhk_sysu", "ms1mv2") if b in find.method(space.method).recipes)
     paper = find.recipe(space.method, full)
     defaults = {name: value_of(paper, path_of(paper, name)) for name in space.tune}
     assert all(defaults[name] in bounds for name, bounds in space.tune.items())

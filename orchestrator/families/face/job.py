@@ -78,39 +78,27 @@ class FaceMethod(Method):
             raise ValueError("nothing to train on: every loss weight is 0; set cls or one of the others above 0")
 
     def needs(self, recipe: Any, place: Place, purpose: Literal["train", "score"] = "train") -> dict[str, Need]:
-        found = data.verification_needs(recipe, place)
-        if purpose == "score":
-            return found
-        searched, sets = dict(found), data.set_names(found)
+        searched = data.verification_needs(recipe, place)
+        distils, sets = self.distils(recipe), data.set_names(searched)
+        if purpose == "score" and not distils:
+            return searched
         train = data.train_needs(recipe, place)
-        index = train[data.TRAIN]
-        images, people = index.how["images"], index.how["identities"]
-        batches = {"batch_size": recipe.batch_size}
-        if self.distils(recipe) and not recipe.teacher.weights:
-            batches["teacher.batch_size"] = recipe.teacher.batch_size
-        for name, size in batches.items():
-            if size > images:
-                asked = f"; data.fraction is {recipe.data.fraction:g}" if recipe.data.fraction < 1 else ""
-                raise ValueError(f"{name} ({size}) is more than the {images:,} training images{asked}; lower it")
-        if max(recipe.balanced.identities, 2) > people:
-            raise ValueError(
-                f"{recipe.data.name} has {people} training identities, asked for are "
-                f"{max(recipe.balanced.identities, 2)}: balanced.identities, or two to tell apart"
-            )
-        own = [name for name in sets if found[name].made_from["data"]["name"] == recipe.data.name]
-        compared: dict[str, Any] = {"own": own}
-        if self.distils(recipe):
-            found |= self._teacher_needs(recipe, index)
-            # How near the student is to it is told of the data set's own first pairs.
-            first = next((name for name in own if f"{name} members" not in found), None)
-            if first is not None:
-                found[f"{first} teacher"] = self._embeddings(recipe, found, first)
-                searched[f"{first} teacher"] = found[f"{first} teacher"]
-            if recipe.targets == "cached":
-                found["targets"] = self._embeddings(recipe, found | train, data.TRAIN)
-            searched["teacher"], compared["network"] = found["teacher"], self.networks(recipe)[1]
+        own = [name for name in sets if searched[name].made_from["data"]["name"] == recipe.data.name]
+        teacher = self._teacher_needs(recipe, train[data.TRAIN]) if distils else {}
+        # How near the student is to its teacher is told of the data set's own first pairs.
+        first = next((name for name in own if f"{name} members" not in searched), None)
+        if distils and first is not None:
+            searched[f"{first} teacher"] = self._embeddings(recipe, searched | teacher, first)
+        if purpose == "score":
+            return searched
+        _check_sizes(recipe, train[data.TRAIN], distils)
+        found = {**searched, **teacher}
+        if distils and recipe.targets == "cached":
+            found["targets"] = self._embeddings(recipe, train | teacher, data.TRAIN)
+        compared: dict[str, Any] = {"own": own} | ({"network": self.networks(recipe)[1]} if distils else {})
+        after = searched | ({"teacher": teacher["teacher"]} if distils else {})
         how = {"size": list(recipe.student.size), "loader_workers": recipe.run.loader_workers}
-        found["references"] = Need("references", compared, searched, how, "scores to compare with", network=True)
+        found["references"] = Need("references", compared, after, how, "scores to compare with", network=True)
         return found | train
 
     def _teacher_needs(self, recipe: DistillationRecipe, train: Need) -> dict[str, Need]:
@@ -221,6 +209,23 @@ def teacher_dim(recipe: DistillationRecipe) -> int:
 def _wants_classifier(recipe: DistillationRecipe, method: Distillation) -> bool:
     on_teachers = recipe.centres == "teacher" and (recipe.cls > 0 or method.logits(recipe))
     return on_teachers or method.logits(recipe) or method.teacher_classifier(recipe)
+
+
+def _check_sizes(recipe: FaceRecipe, train: Need, distils: bool) -> None:
+    """Raises ValueError where a batch asks for more images or people than there are."""
+    images, people = train.how["images"], train.how["identities"]
+    batches = {"batch_size": recipe.batch_size}
+    if distils and not recipe.teacher.weights:
+        batches["teacher.batch_size"] = recipe.teacher.batch_size
+    for name, size in batches.items():
+        if size > images:
+            asked = f"; data.fraction is {recipe.data.fraction:g}" if recipe.data.fraction < 1 else ""
+            raise ValueError(f"{name} ({size}) is more than the {images:,} training images{asked}; lower it")
+    if max(recipe.balanced.identities, 2) > people:
+        raise ValueError(
+            f"{recipe.data.name} has {people} training identities, asked for are "
+            f"{max(recipe.balanced.identities, 2)}: balanced.identities, or two to tell apart"
+        )
 
 
 def _check_centres(recipe: DistillationRecipe, method: Distillation, workers: int) -> None:
