@@ -313,10 +313,15 @@ def cosine_distances(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 def _largest(value_BR: Tensor, allowed_BR: Tensor, count: int) -> Tensor:
     """Mask of the ``count`` largest allowed values of every row; ties go to the earlier column."""
-    # Sorted whole, since torch's topk orders ties as the device likes.
-    order_BR = value_BR.masked_fill(~allowed_BR, -math.inf).argsort(dim=1, descending=True, stable=True)
-    chosen_BR = torch.zeros_like(allowed_BR).scatter_(1, order_BR[:, :count], True)
-    return chosen_BR & allowed_BR
+    count = min(count, value_BR.shape[1])
+    if not count:
+        return torch.zeros_like(allowed_BR)
+    value_BR = value_BR.masked_fill(~allowed_BR, -math.inf)
+    least_B1 = value_BR.topk(count, dim=1).values[:, -1:]
+    # topk orders ties as the device likes: of the values at its end the first ones are taken, until there are enough.
+    above_BR, tie_BR = value_BR > least_B1, (value_BR == least_B1) & allowed_BR
+    left_B1 = count - above_BR.sum(dim=1, keepdim=True)
+    return above_BR | (tie_BR & (tie_BR.cumsum(dim=1, dtype=torch.int32) <= left_B1))
 
 
 def _mean_where(value: Tensor, mask: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from losses.similarity import at_least_float32, full_precision, unit_rows
+from losses.similarity import at_least_float32, full_precision
 
 Gradient = Literal["ste", "exact"]
 _LEAST_SINE2 = 1e-7  # of an angle: below, the slope of the sine would be infinite
@@ -26,9 +26,12 @@ def cosines(embedding_BD: Tensor, weight_CD: Tensor) -> Tensor:
     [[1.0, 0.0]]
     """
     with full_precision(embedding_BD):
-        unit_BD, unit_CD = unit_rows(embedding_BD), unit_rows(weight_CD)
-        common = torch.promote_types(unit_BD.dtype, unit_CD.dtype)
-        return (unit_BD.to(common) @ unit_CD.to(common).T).clamp(-1, 1)
+        embedding_BD, weight_CD = at_least_float32(embedding_BD), at_least_float32(weight_CD)
+        common = torch.promote_types(embedding_BD.dtype, weight_CD.dtype)
+        embedding_BD, weight_CD = embedding_BD.to(common), weight_CD.to(common)
+        # Divided after the product: unit rows of a million centres would be another two gigabytes.
+        inner_BC = embedding_BD @ weight_CD.T
+        return (inner_BC * _inverse_norms(embedding_BD)[:, None] * _inverse_norms(weight_CD)).clamp(-1, 1)
 
 
 def arcface_logits(
@@ -142,6 +145,12 @@ class AdaFace(nn.Module):
             self.norm_mean.lerp_(norm_B.mean().to(self.norm_mean), self.momentum)
             self.norm_std.lerp_(norm_B.std().to(self.norm_std), self.momentum)
         return (self.h * (norm_B - self.norm_mean) / (self.norm_std + 1e-3)).clamp(-1, 1)
+
+
+def _inverse_norms(x_ND: Tensor) -> Tensor:
+    """1 / ‖x‖ of every row, 0 of a zero row, into which no gradient flows."""
+    norm_N = torch.linalg.vector_norm(x_ND, dim=1)
+    return torch.where(norm_N > 0, 1 / torch.where(norm_N > 0, norm_N, 1.0), 0.0)
 
 
 def _target(cosine_BC: Tensor, label_B: Tensor, grad: str) -> Tensor:
