@@ -76,4 +76,6 @@ class AdaDistill(nn.Module):
 
     def forward(self, student_BD: Tensor) -> Tensor:
         """(B, C) cosines to the current centres, for the logits of a margin softmax; gradient to the student alone."""
+        if student_BD.ndim != 2 or student_BD.shape[1] != self.centre_CD.shape[1]:
+            raise ValueError(f"expected embeddings (B, {self.centre_CD.shape[1]}), got {tuple(student_BD.shape)}")
         return cosines(student_BD, self.centre_CD)

@@ -203,7 +203,7 @@ class RPSD(nn.Module):
             student_BD: raw student embeddings; gradient flows, none into a zero row.
             teacher_BD: raw teacher embeddings of the same images; no gradient.
             label_B: identities, from 0.
-            sample_B: which image each row is of; the same image, stored in an earlier step, is no reference.
+            sample_B: which image each row is of; the same image, of the batch or of an earlier step, is no reference.
             use_bank: whether the bank's slots are references; a tensor keeps the decision on the device.
 
         Raises:
@@ -274,6 +274,8 @@ class RPSD(nn.Module):
         if sample_B is not None:
             slot_BM = slot_BM & ((self.sample_M != sample_B[:, None]) | (self.sample_M < 0))
         other_BB = ~torch.eye(rows, dtype=torch.bool, device=device) & self.include_batch
+        if sample_B is not None:
+            other_BB = other_BB & (sample_B != sample_B[:, None])
         return torch.cat([slot_BM, other_BB], dim=1)
 
     def _mined(self, own_BR: Tensor, theirs_BR: Tensor, is_reference_BR: Tensor, is_same_BR: Tensor) -> Tensor:

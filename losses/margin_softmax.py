@@ -113,6 +113,8 @@ class AdaFace(nn.Module):
         grad: Gradient = "ste",
     ) -> None:  # fmt: skip
         super().__init__()
+        if grad not in ("ste", "exact"):
+            raise ValueError(f"grad must be ste or exact, got {grad!r}")
         self.margin, self.h, self.scale, self.momentum, self.grad = margin, h, scale, momentum, grad
         self.register_buffer("norm_mean", torch.full((), 20.0))
         self.register_buffer("norm_std", torch.full((), 100.0))

@@ -34,9 +34,8 @@ def gathered(experiment: Experiment) -> Whole | None:
         parameters[name] = _of_all_ranks(parameter.detach(), rows)
         number = _number(experiment, parameter)
         state = experiment.optimizer.state.get(parameter, {})
-        moments[number] = {
-            key: _of_all_ranks(value, rows) for key, value in state.items() if _is_by_row(value, parameter)
-        }
+        by_row = {key: _of_all_ranks(value, rows) for key, value in state.items() if _is_by_row(value, parameter)}
+        moments |= {number: by_row} if by_row else {}  # plain SGD remembers nothing
     if distributed.rank():
         return Whole({}, {})
     return Whole(parameters, moments)

@@ -2,7 +2,7 @@
 
 from search_spaces._space import SearchSpace
 
-_COSFACE = {"head.kind": "cosface"}
+_COSFACE = {"head.kind": "cosface", "head.margin": 0.35}
 
 SPACE = SearchSpace(
     method="unified_face",

@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -176,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", help="<pack>.bin or <faces>.rec")
     parser.add_argument("destination", help="<pack>.npz, a folder, or <faces>.zip")
     args = parser.parse_args(arguments)
+    warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
     try:
         print(convert(args.source, args.destination, _shown()))
     except (ValueError, OSError, zipfile.BadZipFile) as error:

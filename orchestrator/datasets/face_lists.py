@@ -158,7 +158,7 @@ def check_present(name: str, root: Path, listed: Listed, present: Container[str]
         number, key = lost[0]
         raise FileNotFoundError(
             f"{name}: {listed.where[number]} names {key}, which is not in {root}; {len({n for n, _ in lost}):,} of "
-            f"{len(listed.same_P):,} pairs name a missing image"
+            f"{len(listed.same_P):,} pairs name a missing image; add the images, or take these pairs out of the list"
         )
 
 

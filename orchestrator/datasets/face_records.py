@@ -130,8 +130,12 @@ def _pack(path: str, size: int, time: int) -> verification_pack.Encoded:
     return verification_pack.opened(path)
 
 
-def load(data_root: str, evaluate_on: str = "test") -> FaceData:
-    """Raises FileNotFoundError (what is missing) and ValueError (damaged, or labels that ``property`` denies)."""
+def load(data_root: str, evaluate_on: str = "test", expected: str = "") -> FaceData:
+    """Raises FileNotFoundError (what is missing) and ValueError (damaged, or labels that ``property`` denies).
+
+    ``expected`` is the public set that this should be; another number of records or people is told in the notice, not
+    refused: copies differ, and so do the numbers that are published of them.
+    """
     layout.check_part("face_records", evaluate_on)
     root = layout.data_folder("face_records", data_root, _LAYOUT)
     for name in ("train.rec", "property"):
@@ -153,6 +157,11 @@ def load(data_root: str, evaluate_on: str = "test") -> FaceData:
         )
     notice = [PRIVACY]
     known = _PUBLIC.get((len(index.key_N), len(labels)))
+    if expected and known != expected:
+        images, people = next(counts for counts, name in _PUBLIC.items() if name == expected)
+        notice.append(
+            f"{expected} has {images:,} images of {people:,} people, these are {len(index.key_N):,} of {len(labels):,}"
+        )
     if known:
         notice.append(f"these are the counts of {known}, for non-commercial research alone")
     if (height, width) != (_SIDE, _SIDE):
@@ -160,7 +169,7 @@ def load(data_root: str, evaluate_on: str = "test") -> FaceData:
     keys, reader = Keys(index.key_N, index.offset_N), Records(str(root / "train.rec"))
     train = ImageSet("face_records/train", keys, index.label_N.astype(np.int64), reader)
     verification = {name: _pairs(name, path) for name, path in packs.items()}
-    notice += [f"{name} has no {_FOLDS} folds of equal size, so no accuracy is measured on it"
+    notice += [f"{name} has no {_FOLDS} folds of equal size, so its accuracy is that at equal error rates"
                for name, pairs in verification.items() if not pairs.folds]  # fmt: skip
     data = FaceData(train, verification, "; ".join(notice))
     return data if evaluate_on == "test" else faces.held_out(data)

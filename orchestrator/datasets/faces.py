@@ -26,7 +26,7 @@ class Pairs:
     first_P: np.ndarray = field(repr=False)  # row numbers of images
     second_P: np.ndarray = field(repr=False)
     same_P: np.ndarray = field(repr=False)  # bool: two images of one person
-    folds: int = 10  # consecutive blocks of pairs of equal size; 0 = none, so no accuracy is measured
+    folds: int = 10  # consecutive blocks of pairs of equal size; 0 = none
 
     def __post_init__(self) -> None:
         name = self.images.name

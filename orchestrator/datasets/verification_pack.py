@@ -17,6 +17,7 @@ import operator
 import os
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ def load(path: str | Path, size: int | None = 112) -> Pack:
                 raise ValueError(f"{height} × {width} pixels, more than {_PIXELS:,} are refused")
             decode(data)
         except Exception as error:  # whatever damaged data make the decoder raise
-            raise ValueError(f"{path}: image {number} cannot be decoded: {_line(error)}") from error
+            raise ValueError(f"{path}: image {number} cannot be decoded: {_line(error)}; get the pack anew") from error
     return Pack(Pictures(found.encoded, size), found.same_P)
 
 
@@ -100,7 +101,9 @@ def opened(path: str | Path) -> Encoded:
     try:
         found = _unzipped(path) if path.suffix == ".npz" else _unpickled(path.read_bytes())
         if len(found.encoded) != 2 * len(found.same_P) or not len(found.same_P):
-            raise ValueError(f"{len(found.encoded)} images and {len(found.same_P)} flags, expected two images a flag")
+            raise ValueError(
+                f"{len(found.encoded)} images and {len(found.same_P)} flags, expected two images a flag; get it anew"
+            )
         if sum(map(len, found.encoded)) > _BYTES:
             raise ValueError(f"images of more than {_BYTES:,} bytes")
     except Exception as error:  # damaged files make both formats raise anything
@@ -116,7 +119,9 @@ def save(path: str | Path, encoded: Sequence[bytes], same_P: Sequence[bool] | np
     """
     path = Path(path)
     if len(encoded) != 2 * len(same_P):
-        raise ValueError(f"{path}: {len(encoded)} images and {len(same_P)} flags, expected two images a flag")
+        raise ValueError(
+            f"{path}: {len(encoded)} images and {len(same_P)} flags, expected two images a flag; get it anew"
+        )
     offset = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -129,7 +134,8 @@ def save(path: str | Path, encoded: Sequence[bytes], same_P: Sequence[bool] | np
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))  # what Pillow calls a picture without a file
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _unzipped(path: Path) -> Encoded:
@@ -256,7 +262,10 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> "_Call":
         if (module, name) not in self._calls:
-            raise pickle.UnpicklingError(f"{module}.{name} is forbidden; nothing was executed")
+            raise pickle.UnpicklingError(
+                f"{module}.{name} is forbidden; nothing was executed; a pack holds lists, bytes and numpy arrays, "
+                f"get it from whom you trust"
+            )
         return self._calls[module, name]
 
 

@@ -8,20 +8,12 @@ more than a few numbers a pair, or a block of probes, at a time.
 # Shape legend: P = pairs (or probes, beside a gallery), F = folds, G = gallery, D = embedding width, K = thresholds,
 # B = probes and R = gallery rows of a block.
 
-import math
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from orchestrator.evaluation.templates import (
-    check_matrix,
-    flip_summed,
-    inverse_norms,
-    pair_scores,
-    precision,
-    template_embeddings,
-    template_scores,
-)
+from orchestrator.evaluation.identification import ROUNDED, check_rate, exceeded, mate_ranks, tpir_at_fpir
+from orchestrator.evaluation.templates import flip_summed, pair_scores, template_embeddings, template_scores
 
 __all__ = [
     "Roc", "TarAtFar", "TenFold", "ValAtFar", "area_under_roc", "equal_error_rate", "flip_summed", "mate_ranks",
@@ -32,9 +24,6 @@ __all__ = [
 _GRID = np.arange(400) / 100  # squared distances, 0 … 3.99
 _FINE_GRID = np.arange(4000) / 1000
 _LARGEST = 1.01  # cosine, in half precision
-_ROUNDED = 1e-9  # a rate times a count that should be whole
-_BLOCK_BYTES = 256 * 2**20  # of similarities alive at once
-_GALLERY_ROWS = 16_384  # compared at once, in the processor's cache
 
 
 class TenFold(NamedTuple):
@@ -120,8 +109,8 @@ def val_at_far(score_P: np.ndarray, same_P: np.ndarray, far: float, folds: int =
     """
     genuine_FK, impostor_FK = _accepted(score_P, same_P, folds, _FINE_GRID)
     genuine_F, impostors_F = genuine_FK[:, -1], impostor_FK[:, -1]
-    _check_rate("far", far)
-    if far * impostors_F.sum() < 1 - _ROUNDED:
+    check_rate("far", far)
+    if far * impostors_F.sum() < 1 - ROUNDED:
         raise ValueError(
             f"a false accept rate of {far:g} cannot be measured on {impostors_F.sum():,} impostor pairs; ask for "
             f"{1 / impostors_F.sum():.2g} or more"
@@ -133,7 +122,7 @@ def val_at_far(score_P: np.ndarray, same_P: np.ndarray, far: float, folds: int =
             )
     others_FK, others_F = impostor_FK.sum(0) - impostor_FK, impostors_F.sum() - impostors_F
     # Rates rise with the threshold, and nothing is below 0: the count is the number of the largest that is allowed.
-    chosen_F = (others_FK[:, :-1] <= far * others_F[:, None] + _ROUNDED).sum(1) - 1
+    chosen_F = (others_FK[:, :-1] <= far * others_F[:, None] + ROUNDED).sum(1) - 1
     fold_F = np.arange(folds)
     val_F, far_F = genuine_FK[fold_F, chosen_F] / genuine_F, impostor_FK[fold_F, chosen_F] / impostors_F
     return ValAtFar(float(val_F.mean()), float(val_F.std()), float(far_F.mean()), val_F, far_F, _FINE_GRID[chosen_F])
@@ -167,8 +156,8 @@ def tar_at_far(
     if rule not in ("strict", "nearest"):
         raise ValueError(f'rule must be "strict" or "nearest", got {rule!r}')
     genuine, impostor = _kinds(score_P, same_P)
-    _check_rate("far", far)
-    threshold = bound = _exceeded(impostor, far)  # accepted above it
+    check_rate("far", far)
+    threshold = bound = exceeded(impostor, far)  # accepted above it
     if rule == "nearest":
         # The rates of the curve beside the target: that of the strict rule, and the next larger one. Distances are
         # those of floating rates, as the public scripts compare them.
@@ -229,109 +218,6 @@ def roc(score_P: np.ndarray, same_P: np.ndarray, points: int = 1000) -> Roc:
     return Roc(impostor_K[kept] / impostors, genuine_K[kept] / genuine_K[-1], threshold_K[kept])
 
 
-def mate_ranks(
-    probe_PD: np.ndarray, gallery_GD: np.ndarray, probe_identity_P: np.ndarray, gallery_identity_G: np.ndarray
-) -> np.ndarray:
-    """Rank of every probe's mate: 1 + gallery rows that are nearer by cosine. 0 for a probe without a mate.
-
-    CMC(k) is the share of ranks <= k among those above 0. Of several mates the nearest counts, and a row that is nearer
-    by no more than rounding is not. Memory does not grow with P × G: a block of probes is compared with the gallery,
-    which may be half precision or a memory map.
-
-    Args:
-        probe_PD, gallery_GD: raw or unit rows.
-        probe_identity_P, gallery_identity_G: whose row each is.
-
-    Returns:
-        (P,) int64.
-
-    Raises:
-        ValueError: matrices of two widths, an empty gallery, a row that is not finite, or columns of another length.
-
-    >>> gallery = np.array([[1.0, 0.0], [0.0, 1.0]])
-    >>> mate_ranks(np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]]), gallery, [4, 5, 6], [4, 5]).tolist()
-    [1, 2, 0]
-    """
-    return _searched(probe_PD, gallery_GD, probe_identity_P, gallery_identity_G)[0]
-
-
-def tpir_at_fpir(
-    probe_PD: np.ndarray,
-    gallery_GD: np.ndarray,
-    probe_identity_P: np.ndarray,
-    gallery_identity_G: np.ndarray,
-    fpir: float,
-    rule: Literal["strict", "released"] = "strict",
-) -> float:
-    """Open set: share of mated probes whose mate comes first, with a score above the threshold.
-
-    The threshold is taken of the probes without a mate, of their n top scores: the (k + 1)-th largest with
-    k = floor(fpir · n), or with ``rule="released"`` the one at index max(int(n · fpir) - 1, 0).
-
-    Args:
-        probe_PD, gallery_GD: raw or unit rows.
-        probe_identity_P, gallery_identity_G: whose row each is.
-        fpir: share of probes without a mate for whom somebody is found.
-        rule: see above.
-
-    Raises:
-        ValueError: as :func:`mate_ranks`, a rate outside [0, 1], an unknown rule, or only one kind of probes.
-
-    >>> gallery, probe = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])
-    >>> tpir_at_fpir(probe, gallery, [4, 4, 6], [4, 5], fpir=0.0)
-    0.5
-    """
-    if rule not in ("strict", "released"):
-        raise ValueError(f'rule must be "strict" or "released", got {rule!r}')
-    _check_rate("fpir", fpir)
-    rank_P, mate_P, top_P = _searched(probe_PD, gallery_GD, probe_identity_P, gallery_identity_G)
-    mated, others = rank_P > 0, top_P[rank_P == 0]
-    if not mated.any() or not len(others):
-        raise ValueError(
-            f"{int(mated.sum()):,} probes with a mate in the gallery and {len(others):,} without; both kinds are needed"
-        )
-    threshold = _exceeded(others, fpir)
-    if rule == "released":
-        threshold = np.sort(others)[::-1][max(int(len(others) * fpir) - 1, 0)]
-    return float(((rank_P == 1) & (mate_P > threshold))[mated].mean())
-
-
-def _searched(
-    probe_PD: np.ndarray, gallery_GD: np.ndarray, probe_identity_P: np.ndarray, gallery_identity_G: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every probe: rank and cosine of its mate (0 and -inf without one), and the largest cosine."""
-    check_matrix("probes", probe_PD)
-    check_matrix("the gallery", gallery_GD)
-    probe_identity_P, gallery_identity_G = np.asarray(probe_identity_P), np.asarray(gallery_identity_G)
-    for what, rows, identity in (("probes", probe_PD, probe_identity_P), ("gallery", gallery_GD, gallery_identity_G)):
-        if identity.shape != (len(rows),):
-            raise ValueError(f"{what}: need one identity for each of {len(rows):,} rows, got {identity.shape}")
-    if not len(gallery_GD) or probe_PD.shape[1] != gallery_GD.shape[1]:
-        raise ValueError(f"need a gallery as wide as the probes, got {probe_PD.shape} and {gallery_GD.shape}")
-    dtype = np.result_type(precision(probe_PD), precision(gallery_GD))
-    inverse_P, inverse_G = inverse_norms("probes", probe_PD), inverse_norms("the gallery", gallery_GD)
-    rank_P = np.zeros(len(probe_PD), np.int64)
-    mate_P, top_P = np.full((2, len(probe_PD)), -np.inf, dtype)
-    # One product rounds equal rows differently at different places: a face that is there twice must not pass itself.
-    tie = 8 * np.finfo(dtype).eps
-    step = max(1, min(len(probe_PD), _BLOCK_BYTES // (dtype.itemsize * len(gallery_GD))))
-    block_BG = np.empty((step, len(gallery_GD)), dtype)  # once: fresh memory is slow at first touch
-    columns = [slice(first, first + _GALLERY_ROWS) for first in range(0, len(gallery_GD), _GALLERY_ROWS)]
-    for start in range(0, len(probe_PD), step):
-        block = slice(start, start + step)
-        probe_BD = np.asarray(probe_PD[block], dtype) * inverse_P[block, None]
-        for rows in columns:
-            cosine_BR = probe_BD @ np.asarray(gallery_GD[rows], dtype).T * inverse_G[rows]
-            block_BG[: len(probe_BD), rows] = cosine_BR
-            probe, face = np.nonzero(probe_identity_P[block, None] == gallery_identity_G[rows])
-            np.maximum.at(mate_P[block], probe, cosine_BR[probe, face])
-            top_P[block] = np.maximum(top_P[block], cosine_BR.max(1))
-        bound_B1 = mate_P[block, None] + tie
-        nearer_B = sum((block_BG[: len(probe_BD), rows] > bound_B1).sum(1) for rows in columns)
-        rank_P[block] = np.where(mate_P[block] > -np.inf, 1 + nearer_B, 0)
-    return rank_P, mate_P, top_P
-
-
 def _accepted(score_P: np.ndarray, same_P: np.ndarray, folds: int, grid_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How many genuine and impostor pairs of every fold are nearer than each threshold, and all of them: (F, K + 1)."""
     score_P, same_P = _checked(score_P, same_P)
@@ -361,12 +247,6 @@ def _curve(score_P: np.ndarray, same_P: np.ndarray) -> tuple[np.ndarray, np.ndar
     return threshold_K[::-1], *counts
 
 
-def _exceeded(score: np.ndarray, rate: float) -> np.floating:
-    """The score that at most the given share of scores is greater than; -inf for all."""
-    place = len(score) - 1 - math.floor(rate * len(score) + _ROUNDED)
-    return np.partition(score, place)[place] if place >= 0 else score.dtype.type(-np.inf)
-
-
 def _kinds(score_P: np.ndarray, same_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores of genuine and of impostor pairs, copies."""
     score_P, same_P = _checked(score_P, same_P)
@@ -392,8 +272,3 @@ def _checked(score_P: np.ndarray, same_P: np.ndarray) -> tuple[np.ndarray, np.nd
     if not 0 < genuine < len(same_P):
         raise ValueError(f"{genuine:,} genuine and {len(same_P) - genuine:,} impostor pairs; both kinds are needed")
     return score_P, same_P
-
-
-def _check_rate(name: str, rate: float) -> None:
-    if not 0 <= rate <= 1:
-        raise ValueError(f"{name} must be a share in [0, 1], got {rate}; 1e-4 is one in ten thousand")

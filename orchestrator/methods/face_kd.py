@@ -13,7 +13,7 @@ from losses.logit_kd import logit_kd
 from orchestrator.families.face.benchmarks import recipes
 from orchestrator.families.face.job import FaceMethod
 from orchestrator.families.face.recipe import DistillationRecipe
-from orchestrator.families.face.training import Distillation, Faces, FaceTask, Terms
+from orchestrator.families.face.training import Distillation, Faces, FaceTask, Terms, check_margin_logits
 from orchestrator.recipe import Positive, Weight
 
 
@@ -36,6 +36,9 @@ METHOD = FaceMethod(
     paper="Knowledge distillation, Hinton et al., 2015, as compared with in face recognition",
     recipes=recipes(Recipe),
     distillation=Distillation(
-        weights=lambda recipe: {"kd": recipe.weight}, terms=terms, logits=lambda recipe: recipe.weight > 0
+        weights=lambda recipe: {"kd": recipe.weight},
+        terms=terms,
+        check=check_margin_logits,
+        logits=lambda recipe: recipe.weight > 0,
     ),
 )

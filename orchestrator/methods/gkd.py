@@ -13,12 +13,14 @@ networks' class scores. Its other file has a primary weight of 8 and a fixed gro
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from losses.face_kd import ramp
 from losses.gkd import grouped_kd
 from orchestrator.families.face.benchmarks import recipes
 from orchestrator.families.face.job import FaceMethod
 from orchestrator.families.face.recipe import DistillationRecipe
-from orchestrator.families.face.training import Distillation, Faces, FaceTask, Terms
+from orchestrator.families.face.training import Distillation, Faces, FaceTask, Sizes, Terms, check_margin_logits
 from orchestrator.recipe import Count, Positive, Share, Weight, Whole
 
 
@@ -33,7 +35,7 @@ class Recipe(DistillationRecipe):
     stride: Count = 100  # places between which the group's end is looked for
     group: Whole = 0  # classes of the primary group; 0 = by the mass
     margin_logits: bool = True  # whether class scores have the head's margin
-    grow_steps: Whole = 0  # until both weights are reached; as released those of 10 epochs
+    grow_epochs: Whole = 10  # until both weights are reached
 
 
 def terms(recipe: Recipe, task: FaceTask, faces: Faces) -> Terms:
@@ -46,20 +48,25 @@ def terms(recipe: Recipe, task: FaceTask, faces: Faces) -> Terms:
     return Terms({name: value for name, value in found._asdict().items() if getattr(recipe, name)})
 
 
+def ramps(recipe: Recipe, sizes: Sizes, step: Tensor) -> dict[str, Tensor]:
+    grown = ramp(step, recipe.grow_epochs * sizes.steps // recipe.train.epochs)
+    return dict.fromkeys(("binary", "primary"), grown)
+
+
 _COSFACE = {"head.kind": "cosface", "head.margin": 0.4}
-_SMALL: dict[str, Any] = {"stride": 1, "head.margin": 0.2}
-_RAMPS = {"casia": 9_580, "ms1mv2": 113_720, "ms1mv3": 101_160}  # 10 epochs of batches of 512
+_SMALL: dict[str, Any] = {"stride": 1, "head.margin": 0.2, "grow_epochs": 2}
 
 METHOD = FaceMethod(
     paper="Grouped knowledge distillation, Zhao et al., AAAI 2023, as released",
     recipes=recipes(
         Recipe,
-        {"*": _COSFACE, "demo": _SMALL, "orl": _SMALL, **{name: {"grow_steps": n} for name, n in _RAMPS.items()}},
+        {"*": _COSFACE, "demo": _SMALL, "orl": _SMALL},
     ),
     distillation=Distillation(
         weights=lambda recipe: {"binary": recipe.binary, "primary": recipe.primary},
         terms=terms,
-        ramps=lambda recipe, step: dict.fromkeys(("binary", "primary"), ramp(step, recipe.grow_steps)),
+        ramps=ramps,
+        check=check_margin_logits,
         logits=lambda recipe: recipe.binary > 0 or recipe.primary > 0,
     ),
 )

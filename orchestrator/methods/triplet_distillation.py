@@ -1,13 +1,15 @@
 """TripletDistillation (Feng et al., 2020): the farther apart the teacher holds two people, the larger the margin.
 
 A triplet loss whose margins follow the teacher's gap between a positive and a negative. The paper fine-tunes a student
-that was trained with ArcFace, at a rate of 1e-3, on batches of several images of one person.
+that was trained with ArcFace, at a rate of 1e-3, on batches of several images of one person; without weights to start
+from, the recipes train from scratch beside an ArcFace, at the rate of the other methods.
 
     python -m orchestrator.train triplet_distillation --on demo
-    python -m orchestrator.train triplet_distillation --on ms1mv2 --data-root DIR --set student.weights=FILE
+    python -m orchestrator.train triplet_distillation --on ms1mv2 --data-root DIR --set student.weights=FILE \
+        --set train.rate=1e-3
 
-Departs from the paper, which draws triplets from bags of 7,200 images: every image of the batch is an anchor, with its
-farthest positive and its nearest negative by the student.
+Departs from the paper, which draws triplets from bags of 7,200 images: every balanced image of the batch is an anchor,
+with its farthest positive and its nearest negative by the student.
 """
 
 from dataclasses import dataclass, field
@@ -16,23 +18,15 @@ from typing import Any, Literal
 from losses.margin_distillation import hardest_triplets, triplet_distillation
 from orchestrator.families.face.benchmarks import recipes
 from orchestrator.families.face.job import FaceMethod
-from orchestrator.families.face.recipe import Balanced, DistillationRecipe, FaceTrain
+from orchestrator.families.face.recipe import Balanced, DistillationRecipe
 from orchestrator.families.face.training import Distillation, Faces, FaceTask, Terms
-from orchestrator.recipe import Count, Positive, Weight
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuning(FaceTrain):
-    """The rate of the paper's fine-tuning."""
-
-    rate: Positive = 1e-3
+from orchestrator.recipe import Count, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(DistillationRecipe):
     """Numbers of one training: 10 identities × 18 images, beside as many shuffled images that are classified."""
 
-    train: FineTuning = field(default_factory=FineTuning)
     batch_size: Count = 180
     balanced: Balanced = field(default_factory=lambda: Balanced(identities=10, images=18))
     weight: Weight = 1.0
@@ -44,9 +38,11 @@ class Recipe(DistillationRecipe):
 def terms(recipe: Recipe, task: FaceTask, faces: Faces) -> Terms:
     if not recipe.weight:
         return Terms({})
-    triplets = hardest_triplets(faces.student_BD, faces.label_B)
+    # Of the balanced images: a shuffled one has hardly ever another of its person beside it.
+    own = slice(faces.shuffled if recipe.balanced.count else 0, None)
+    triplets = hardest_triplets(faces.student_BD[own], faces.label_B[own])
     found = triplet_distillation(
-        *(tuple(rows_BD[rows] for rows in triplets) for rows_BD in (faces.student_BD, faces.teacher_BD)),
+        *(tuple(rows_BD[own][rows] for rows in triplets) for rows_BD in (faces.student_BD, faces.teacher_BD)),
         recipe.largest_margin, recipe.least_margin, recipe.distance,
     )  # fmt: skip
     return Terms({"triplet": found.loss}, {"mean_margin": found.margin_N.mean()})

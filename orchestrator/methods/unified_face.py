@@ -90,6 +90,11 @@ def after(recipe: Recipe, memory: nn.Module, rows: Mapping[str, Tensor]) -> None
 
 
 def check(recipe: Recipe) -> None:
+    if recipe.rpsd and recipe.rpsd_miner == "random" and recipe.head.sample < 1:
+        raise ValueError(
+            "rpsd_miner=random with head.sample below 1: workers that own different numbers of classes would draw "
+            "different pairs; take another miner, or head.sample=1"
+        )
     if recipe.rpsd and recipe.reference == "cross" and teacher_dim(recipe) != recipe.embedding_dim:
         raise ValueError(
             f"reference=cross compares student and teacher vectors, of widths {recipe.embedding_dim} and "
@@ -112,7 +117,7 @@ METHOD = FaceMethod(
         terms=terms,
         check=check,
         remembers=remembers,
-        ramps=lambda recipe, step: {"rpsd": ramp(step, recipe.rpsd_ramp)},
+        ramps=lambda recipe, sizes, step: {"rpsd": ramp(step, recipe.rpsd_ramp)},
         after=after,
     ),
     distils=distils,

@@ -14,7 +14,7 @@ class Published:
     student: str  # network @ pixels
     teacher: str
     losses: str = "distillation alone"  # what is trained with
-    scores: Mapping[str, float] = field(default_factory=dict)  # last part of a metric's name -> percent
+    scores: Mapping[str, float] = field(default_factory=dict)  # last part of a metric's name, or all of it -> percent
     at: Mapping[str, float] = field(default_factory=dict)  # recipe field -> its value in a row that varies it
     images_per_s: float | None = None  # of the query network, on the source's device
     elsewhere: bool = True  # whether it is shown beside sweeps on other benchmarks too

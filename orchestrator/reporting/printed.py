@@ -28,14 +28,20 @@ def ours(plan: Plan, done: list[TrialRecord], p: Published) -> str:
     if p.row == published.TEACHER:
         for reference in references(plan):
             if (reference.kind, reference.network) == ("teacher", p.student):
-                measured = {name.rpartition("/")[2]: value for name, value in reference.metrics.items()}
+                short = {name.rpartition("/")[2]: value for name, value in reference.metrics.items()}
+                measured = short | dict(reference.metrics)
                 return " / ".join(scores.written(m, measured.get(name)) or "–" for name, m in _named(plan, p.scores))
     found = [r for r in done if r.point["cell"] == p.row and _same_networks(networks(plan, r), p)]
     values = [
-        scores.mean_and_spread(metric, [r.metrics.get(f"{scores.side_of(plan, p)}/{name}") for r in found])
+        scores.mean_and_spread(metric, [r.metrics.get(_measured_as(plan, p, name)) for r in found])
         for name, metric in _named(plan, p.scores)
     ]
     return " / ".join(value or "–" for value in values) if any(values) else "not run"
+
+
+def _measured_as(plan: Plan, p: Published, name: str) -> str:
+    """The metric of ours that a printed score compares with."""
+    return name if "/" in name else f"{scores.side_of(plan, p)}/{name}"
 
 
 def _table(plan: Plan, done: list[TrialRecord], names: str, losses: str, rows: list[Published]) -> TableOf:
@@ -85,6 +91,7 @@ def _named(plan: Plan, printed: Collection[str]) -> list[tuple[str, Metric]]:
     known: dict[str, Metric] = {}
     for metric in scores.metrics(plan):
         known.setdefault(scores.score(metric), metric)
+        known[metric.name] = metric
     order = [*(name for name in known if name in printed), *(name for name in printed if name not in known)]
     return [(name, known.get(name, Metric(name, name))) for name in order]
 

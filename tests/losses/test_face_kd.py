@@ -851,3 +851,13 @@ def test_no_loss_waits_for_the_device():
         "label": torch.tensor([0, 1, 1, 2]), "sample": torch.arange(4),
     }  # fmt: skip
     assert len(fake_cuda.run(Step(), batch).terms) == 3 + 4 + 3 * len(MINERS)
+
+
+def test_the_same_image_twice_in_a_batch_is_no_reference():
+    """Shown among the shuffled and among the balanced ones, it would be its own positive."""
+    student, teacher = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
+    loss = RPSD(5, 6, bank_size=0, miner="all").double()
+    label, sample = torch.tensor([0, 1, 0, 2]), torch.tensor([7, 3, 7, 9])
+    mined = loss.pairs(student, teacher, label, sample).is_mined_BR
+    assert mined.tolist() == [[bool(sample[i] != sample[j]) for j in range(4)] for i in range(4)]
+    assert loss.pairs(student, teacher, label).is_mined_BR.sum() == 12

@@ -500,7 +500,7 @@ def test_what_is_odd_about_the_data_is_told(root, monkeypatch):
     assert data.notice.split("; ")[1:] == [
         "these are the counts of a public set, for non-commercial research alone",
         "faces have 96 × 112 pixels, not 112 × 112, and are resized",
-        "mine has no 10 folds of equal size, so no accuracy is measured on it",
+        "mine has no 10 folds of equal size, so its accuracy is that at equal error rates",
     ]
     assert data.verification["mine"].folds == 0
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from families import face
+from safetensors.torch import save_file
 from tiny import met, preparation
 
+from losses.margin_distillation import hardest_triplets
 from models.mobilefacenet import MobileFaceNet
 from orchestrator import figures, find
 from orchestrator.datasets.faces import FaceData, Search, Templates, all_pairs, drawn_pairs
@@ -15,11 +17,12 @@ from orchestrator.datasets.images import Folder, ImageSet
 from orchestrator.evaluation.verification import pair_scores, tar_at_far
 from orchestrator.families.face import data, verify
 from orchestrator.families.face.batches import FaceRequests
-from orchestrator.families.face.job import FaceMethod
+from orchestrator.families.face.job import FaceMethod, _teacher_training
 from orchestrator.families.face.pictures import pictures
 from orchestrator.families.face.recipe import FaceTrain, learning_rate, network_config, optimizer
 from orchestrator.fit import fit
 from orchestrator.method import Progress, Where
+from orchestrator.methods import triplet_distillation
 from orchestrator.needs import Place
 from orchestrator.recipe import changed
 
@@ -152,12 +155,20 @@ def test_a_public_checkpoint_teaches(tiny_recipe, own_place, tmp_path):
     faces = torch.randn(4, 3, 16, 16)
     assert torch.equal(made.task.teacher(faces), teacher(faces))
     assert ready.told()["teacher_metrics"]["val/accuracy"] > 0  # measured before any student is trained
-    for file, words in (("nowhere.pt", "teacher.weights: there is no file"), ("public.pt", "holds another network")):
+    for file, words in (
+        ("nowhere.pt", "teacher.weights: there is no file"),
+        ("public.pt", r"holds another network.*asked for: mobilefacenet at 16×16 with embeddings of 16"),
+    ):
         wrong = changed(recipe, {"teacher.weights": str(tmp_path / file), "teacher.network.width": 0.25})
         with pytest.raises(ValueError, match=words):
             find.method("unified_face").needs(wrong, own_place)
-    with pytest.raises(ValueError, match="this method needs the teacher's classifier"):
-        met("face_kd", changed(tiny_recipe("face_kd"), {"teacher.weights": str(tmp_path / "public.pt")}), own_place)
+    scores = changed(tiny_recipe("face_kd"), {"teacher.weights": str(tmp_path / "public.pt")})
+    with pytest.raises(ValueError, match=r"looks at the teacher's class centres, and there is no .*public\.classifier"):
+        find.method("face_kd").needs(scores, own_place)
+    save_file({"weight": torch.ones(16, 16)}, tmp_path / "public.classifier.safetensors")
+    ready = met("face_kd", scores, own_place)
+    made = find.method("face_kd").experiment(scores, ready, Where(own_place, 0, 1, CPU))
+    assert torch.equal(made.task.teacher_centres.weight, torch.ones(16, 16))
 
 
 def test_class_centres_are_drawn_alike_however_they_are_spread(experiment):
@@ -362,6 +373,72 @@ def test_the_hardest_pairs_are_the_wrong_end_of_each_kind(tiny_root):
     assert sheet.images[2:, 0, 0, 0, 0].tolist() == [one.first_P[impostor], one.second_P[impostor]]
 
 
+# --- Recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILY if name != "margin_softmax"])
+def test_a_teacher_is_trained_as_the_benchmark_trains(name):
+    """By its own recipe: that of another data set would have other falls, epochs and margins."""
+    method = find.method(name)
+    for benchmark, recipe in method.recipes.items():
+        method.check(recipe)
+        if method.distils(recipe):
+            found, training = _teacher_training(recipe)
+            base = find.recipe("margin_softmax", benchmark)
+            assert found == benchmark and training.head == base.head and training.train.schedule == base.train.schedule
+            assert training.train.epochs == recipe.teacher.train.epochs
+
+
+def test_a_margin_is_its_kind_s_own_unless_it_is_given():
+    head = find.recipe("margin_softmax", "ms1mv2").head
+    assert (head.kind, head.m) == ("arcface", 0.5) and find.recipe("margin_softmax", "webface4m").head.m == 0.4
+    assert find.recipe("adadistill", "ms1mv2").head.m == 0.45 and find.recipe("adadistill", "webface4m").head.m == 0.35
+    cell = find.space("face_baselines").cells["AdaCosDistill"]
+    assert (cell["head.kind"], cell["head.margin"]) == ("cosface", 0.35)
+    plain = changed(find.recipe("margin_softmax", "ms1mv2"), {"head.margin": 0.0})
+    assert plain.head.m == 0
+
+
+def test_both_weights_of_gkd_grow_by_epochs(experiment):
+    made = experiment("gkd", **{"grow_epochs": 2, "head.margin": 0.2})
+    losses = made.task.train()(next(iter(made.batches(1))))
+    assert losses.weights["primary"] == pytest.approx(4 / 12) and losses.weights["binary"] == pytest.approx(1 / 12)
+
+
+def test_triplets_are_of_the_balanced_images(experiment, monkeypatch):
+    seen = []
+
+    def triplets(student_BD, label_B):
+        seen.append(label_B)
+        return hardest_triplets(student_BD, label_B)
+
+    monkeypatch.setattr(triplet_distillation, "hardest_triplets", triplets)
+    made = experiment("triplet_distillation", **{"balanced.identities": 4})
+    batch = next(iter(made.batches(1)))
+    made.task.train()(batch)
+    assert torch.equal(seen[0], batch["label"][16:]) and len(seen[0]) == 8
+    alone = experiment("triplet_distillation")
+    alone.task.train()(next(iter(alone.batches(1))))
+    assert len(seen[1]) == 16
+
+
+def test_the_average_of_packs_is_that_of_published_tables(tiny_root):
+    images = find.dataset("folder_faces")(str(tiny_root)).verification["val"].images
+    names = ("lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw")
+    sets = {name: drawn_pairs(images, 30, (seed,)) for seed, name in enumerate(names)}
+    rows = [np.random.default_rng(seed).standard_normal((2, 24, 8)) for seed in range(len(names))]
+    found = {name: verify.Embedded(*own) for name, own in zip(names, rows, strict=True)}
+    metrics = verify.scored(found, sets).metrics
+    five = [metrics[f"{name}/accuracy"] for name in names if name != "cfp_ff"]
+    assert metrics["val/accuracy"] == pytest.approx(np.mean(five))
+    assert metrics["val/accuracy"] != pytest.approx(np.mean([*five, metrics["cfp_ff/accuracy"]]))
+    some = {name: sets[name] for name in ("lfw", "cfp_ff")}
+    both = (metrics["lfw/accuracy"] + metrics["cfp_ff/accuracy"]) / 2
+    assert verify.scored(found, some).metrics["val/accuracy"] == pytest.approx(both)
+    alone = verify.scored({"small": found["lfw"]}, {"small": all_pairs(images)}).metrics
+    assert alone["val/accuracy"] == alone["small/accuracy"]  # a sweep has something to maximise
+
+
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +451,9 @@ def test_the_hardest_pairs_are_the_wrong_end_of_each_kind(tiny_root):
         ("unified_face", {"head.kind": "cosface", "head.monotone": True}, "head.monotone is of arcface"),
         ("unified_face", {"head.sample": 0.5, "centres": "teacher"}, "head.sample=0.5 takes a sample of trained class"),
         ("face_kd", {"head.sample": 0.5}, "this method looks at all of them"),
+        ("gkd", {"head.kind": "adaface"}, "margin_logits=true with head.kind=adaface: its margins follow"),
+        ("face_kd", {"head.kind": "adaface", "margin_logits": True}, "margin_logits=true with head.kind=adaface"),
+        ("unified_face", {"rpsd_miner": "random", "head.sample": 0.5}, "rpsd_miner=random with head.sample below 1"),
         ("adadistill", {"centres": "teacher"}, "AdaDistill makes class centres for the margin softmax itself"),
         ("proxylesskd", {"centres": "own"}, "centres=own has nothing of the teacher"),
         ("margin_distillation", {"head.kind": "cosface"}, "got teacher, 1 and cosface"),

@@ -10,6 +10,7 @@ from orchestrator.recipe import changed
 _SMALL = {
     "student.size": (48, 48),
     "student.width": 0.25,
+    "student.affine": True,
     "embedding_dim": 64,
     "head.scale": 24.0,
     "head.margin": 0.3,
@@ -36,8 +37,8 @@ _SMALL_TEACHER = {
     "targets": "cached",
 }
 # Aligned 112 × 112 in records, as public code trains on them: batches of 4 × 128, the rate for 512.
-_RECORDS = {"data.name": "face_records", "pixel_cache": "off", "teacher.rate": 0.1, "teacher.epochs": 26}
-_COSFACE = {"head.kind": "cosface", "head.margin": 0.4}
+_RECORDS = {"pixel_cache": "off", "teacher.rate": 0.1, "teacher.epochs": 26}
+_COSFACE = {"head.kind": "cosface"}
 _BENCHMARKS: dict[str, dict[str, Any]] = {
     "demo": {"data.name": "demo_faces", **_SMALL, **_SMALL_TEACHER, "show_faces": "own"},
     "orl": {
@@ -50,14 +51,20 @@ _BENCHMARKS: dict[str, dict[str, Any]] = {
         "train.evaluate_every": 20,
         "teacher.epochs": 80,
     },
+    "records": {"data.name": "face_records", **_RECORDS},
     "folder": {"data.name": "folder_faces", "teacher.rate": 0.1, "teacher.epochs": 26},
-    "casia": {**_RECORDS, "train.epochs": 60, "train.falls": (40, 48, 52, 0), "teacher.epochs": 60},
-    "ms1mv2": _RECORDS,
-    "ms1mv3": _RECORDS,
-    "glint360k": {**_RECORDS, **_COSFACE, "train.schedule": "polynomial", "train.epochs": 20, "teacher.epochs": 20},
-    "webface4m": {**_RECORDS, **_COSFACE},
-    "webface12m": {**_RECORDS, **_COSFACE},
-    "webface42m": {**_RECORDS, **_COSFACE},
+    **{
+        name: {"data.name": name, **_RECORDS, **own}
+        for name, own in {
+            "casia": {"train.epochs": 60, "train.falls": (40, 48, 52, 0), "teacher.epochs": 60},
+            "ms1mv2": {},
+            "ms1mv3": {},
+            "glint360k": {**_COSFACE, "train.schedule": "polynomial", "train.epochs": 20, "teacher.epochs": 20},
+            "webface4m": _COSFACE,
+            "webface12m": _COSFACE,
+            "webface42m": _COSFACE,
+        }.items()
+    },
 }
 
 

@@ -35,7 +35,7 @@ class MarginHead(nn.Module):
     def __init__(self, own: Head) -> None:
         super().__init__()
         self.own = own
-        self.adaface = AdaFace(own.margin, own.quality, own.scale, grad=own.grad) if own.kind == "adaface" else None
+        self.adaface = AdaFace(own.m, own.quality, own.scale, grad=own.grad) if own.kind == "adaface" else None
 
     def logits(
         self, cosine_BS: Tensor, norm_B: Tensor, label_B: Tensor, margin: float | Tensor | None = None
@@ -44,7 +44,7 @@ class MarginHead(nn.Module):
         own = self.own
         if self.adaface is not None:
             return self.adaface(cosine_BS, norm_B, label_B)
-        margin = own.margin if margin is None else margin
+        margin = own.m if margin is None else margin
         if own.kind == "cosface":
             return cosface_logits(cosine_BS, label_B, margin, own.scale)
         return arcface_logits(cosine_BS, label_B, margin, own.scale, own.grad, own.monotone)

@@ -104,7 +104,8 @@ class FaceMethod(Method):
     def _teacher_needs(self, recipe: DistillationRecipe, train: Need) -> dict[str, Need]:
         config = network_config(recipe.teacher.network, teacher_dim(recipe))
         if is_public(recipe.teacher):
-            found = {"teacher": public_teacher_need(recipe.teacher, config, train)}
+            wants_centres = _wants_classifier(recipe, self.distillation)
+            found = {"teacher": public_teacher_need(recipe.teacher, config, train, wants_centres)}
         else:
             benchmark, training = _teacher_training(recipe)
             found = {"teacher": teacher_need(recipe.teacher, TRAINER, benchmark, training, config, train)}
@@ -207,8 +208,7 @@ def teacher_dim(recipe: DistillationRecipe) -> int:
 
 
 def _wants_classifier(recipe: DistillationRecipe, method: Distillation) -> bool:
-    on_teachers = recipe.centres == "teacher" and (recipe.cls > 0 or method.logits(recipe))
-    return on_teachers or method.logits(recipe) or method.teacher_classifier(recipe)
+    return method.logits(recipe) or (recipe.centres == "teacher" and recipe.cls > 0)
 
 
 def _check_sizes(recipe: FaceRecipe, train: Need, distils: bool) -> None:

@@ -40,13 +40,12 @@ METRICS = (
     Metric("val/accuracy", "accuracy"),
     Metric("val/tar_1e-2", "TAR@1e-2"),
     Metric("val/tar_1e-3", "TAR@1e-3"),
-    Metric("val/eer", "EER"),
     Metric("val/rank1", "R1"),
     *(Metric(f"{name}/accuracy", title) for name, title in SETS.items()),
     *(Metric(f"{name}/tar_{far}", f"{title} TAR@{far}") for name, title in (("ijbc", "IJB-C"), ("ijbb", "IJB-B"))
       for far in ("1e-4", "1e-5")),
     *(Metric(f"orl/{name}", f"ORL {title}") for name, title in (
-        ("tar_1e-2", "TAR@1e-2"), ("tar_1e-3", "TAR@1e-3"), ("eer", "EER"), ("rank1", "R1"))),
+        ("tar_1e-2", "TAR@1e-2"), ("tar_1e-3", "TAR@1e-3"), ("rank1", "R1"))),
 )  # fmt: skip
 
 Falls = Annotated[tuple[int, int, int, int], Range(0)]
@@ -62,6 +61,10 @@ class FaceNetwork(Network):
     size: Pixels = (112, 112)
     pretrained: bool = False
     color: Literal["rgb", "bgr"] = "rgb"  # what the first convolution sees; checkpoints are not exchangeable
+    shortcut: Literal["conv", "pool"] = "conv"  # of iresnet, where only the stride changes; "pool" as another code base
+    inner_norm: bool = True  # of iresnet: between a block's first convolution and PReLU; older files have none
+    dropout: Annotated[float, Range(0, 0.9)] = 0.0  # of iresnet before the last layer; 0.4 outside the margin code
+    affine: bool = False  # of mobilefacenet: scale and shift of the last norm, as in the margin code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +72,22 @@ class Head:
     """The margin softmax that embeddings are classified with."""
 
     kind: Literal["arcface", "cosface", "adaface"] = "arcface"
-    margin: Margin = 0.5  # m: radians of arcface, a cosine of cosface
+    # m: radians of arcface, a cosine of cosface; -1 = the kind's own: 0.5 of arcface, 0.4 of cosface and adaface.
+    margin: Annotated[float, Range(-1, 1.5)] = -1.0
     scale: Positive = 64.0  # s
     grad: Literal["ste", "exact"] = "ste"  # through the margin, as public code, or the true derivative
     monotone: bool = False  # arcface beyond π − m, as older code
     quality: Weight = 0.333  # h of adaface
     sample: Share = 1.0  # of the class centres that a step looks at: Partial FC, for a million classes
+
+    @property
+    def m(self) -> float:
+        """The margin.
+
+        >>> Head().m, Head(kind="cosface").m, Head(kind="cosface", margin=0.0).m
+        (0.5, 0.4, 0.0)
+        """
+        return self.margin if self.margin >= 0 else {"arcface": 0.5, "cosface": 0.4, "adaface": 0.4}[self.kind]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,13 +214,16 @@ def network_config(own: FaceNetwork, dim: int) -> FaceConfig | EmbedderConfig:
         if (size or "x1") not in sizes:
             raise ValueError(f"there is no {own.name}; mobilefacenet is there in the sizes {', '.join(sizes)}, such as "
                              f"mobilefacenet_x2")  # fmt: skip
-        return mobilefacenet.MobileFaceNetConfig(**settings, **sizes[size or "x1"])
+        return mobilefacenet.MobileFaceNetConfig(**settings, affine=own.affine, **sizes[size or "x1"])
     if own.name.startswith("iresnet"):
         depth = own.name.removeprefix("iresnet")
         if not depth.isdecimal() or int(depth) not in iresnet.LAYERS:
             known = ", ".join(f"iresnet{n}" for n in iresnet.LAYERS)
             raise ValueError(f"there is no {own.name}; there are {known}")
-        return iresnet.IResNetConfig(**settings, layers=iresnet.LAYERS[int(depth)])
+        return iresnet.IResNetConfig(
+            **settings, layers=iresnet.LAYERS[int(depth)], shortcut=own.shortcut, inner_norm=own.inner_norm,
+            dropout=own.dropout,
+        )  # fmt: skip
     if own.color == "bgr":
         raise ValueError(f"color=bgr is of iresnet and mobilefacenet; {own.name} sees RGB")
     mean, std = PIXELS["half"]

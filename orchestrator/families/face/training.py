@@ -60,7 +60,7 @@ class Distillation:
     check: Callable[[Any], None] = lambda recipe: None  # raises ValueError
     remembers: Callable[[Any, Sizes], nn.Module | None] = lambda recipe, sizes: None  # banks, thresholds, projectors
     # Weights that follow the step: name -> factor on the device, of the number of the step from 1.
-    ramps: Callable[[Any, Tensor], dict[str, Tensor]] = lambda recipe, step: {}
+    ramps: Callable[[Any, Sizes, Tensor], dict[str, Tensor]] = lambda recipe, sizes, step: {}
     # Before the logits, without gradient: centres that follow the batch.
     before: Callable[[Any, "FaceTask", Faces], None] = lambda recipe, task, faces: None
     after: Callable[[Any, nn.Module | None, Mapping[str, Tensor]], None] = lambda recipe, memory, rows: None
@@ -68,7 +68,6 @@ class Distillation:
     centres: Callable[[Any, "FaceTask"], Tensor | None] = lambda recipe, task: None
     margins: Callable[[Any, "FaceTask", Faces], Tensor | None] = lambda recipe, task, faces: None
     logits: Callable[[Any], bool] = lambda recipe: False  # both networks' class scores are looked at
-    teacher_classifier: Callable[[Any], bool] = lambda recipe: False  # the teacher's class centres are needed
 
 
 ALONE = Distillation(weights=lambda recipe: {}, terms=lambda recipe, task, faces: Terms({}))
@@ -84,7 +83,7 @@ class FaceTask(Task):
         teacher: EmbeddingNetwork | None = None, teacher_centres: nn.Module | None = None,
     ) -> None:  # fmt: skip
         super().__init__(student, teacher)
-        self.recipe, self.method = recipe, method
+        self.recipe, self.method, self.sizes = recipe, method, sizes
         self.cls = getattr(recipe, "cls", 1.0)
         self.augment = partial(shown, pixels=student.pixels)
         self.augment_teacher = self.augment if teacher is None else partial(shown, pixels=teacher.pixels)
@@ -106,7 +105,7 @@ class FaceTask(Task):
         if self.cls:
             terms["cls"], weights["cls"] = self.classified(local_bD, faces), self.cls
         own = method.terms(recipe, self, faces)
-        ramps = method.ramps(recipe, self.steps + 1)
+        ramps = method.ramps(recipe, self.sizes, self.steps + 1)
         terms |= own.terms
         weights |= {name: method.weights(recipe)[name] * ramps.get(name, 1.0) for name in own.terms}
         kept = {"student": faces.student_BD, "label": faces.label_B, "image": faces.image_B}
@@ -212,3 +211,12 @@ def projected(memory: nn.Module | None, student_BD: Tensor) -> Tensor:
         return student_BD
     with full_precision(student_BD):
         return memory["projector"](student_BD)
+
+
+def check_margin_logits(recipe: Any) -> None:
+    """Raises ValueError for class scores with the margins of AdaFace, whose running norms are of one network's."""
+    if recipe.margin_logits and recipe.head.kind == "adaface":
+        raise ValueError(
+            "margin_logits=true with head.kind=adaface: its margins follow the norms of one network, and here are two; "
+            "set margin_logits=false, or take arcface or cosface"
+        )
