@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from losses.similarity import full_precision, unit_rows
+from losses.similarity import full_precision, mean_where, unit_rows
 
 
 class EKD(nn.Module):
@@ -80,7 +80,7 @@ class EKD(nn.Module):
             square_P = (self._rank(student_P, self.student_threshold_K)
                         - self._rank(teacher_P, self.teacher_threshold_K)).square()  # fmt: skip
             hardest_P = order_P[: self.top_k]
-            return _mean_where(square_P, is_genuine_P), _mean_where(square_P[hardest_P], ~is_genuine_P[hardest_P])
+            return mean_where(square_P, is_genuine_P), mean_where(square_P[hardest_P], ~is_genuine_P[hardest_P])
 
     def _follow(self, threshold_K: Tensor, value_P: Tensor, is_genuine_P: Tensor) -> None:
         """Running thresholds of one network; a batch without impostor pairs changes nothing."""
@@ -96,7 +96,3 @@ class EKD(nn.Module):
     def _rank(self, value_P: Tensor, threshold_K: Tensor) -> Tensor:
         exponent_PK = (value_P[:, None] - threshold_K.to(value_P)) / self.temperature
         return exponent_PK.clamp(-50, 50).sigmoid().sum(dim=1)
-
-
-def _mean_where(value_P: Tensor, mask_P: Tensor) -> Tensor:
-    return (value_P * mask_P).sum() / mask_P.sum().clamp(min=1)

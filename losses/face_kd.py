@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.similarity import check_pair, full_precision, unit_pair, unit_rows
+from losses.similarity import check_pair, full_precision, mean_where, unit_pair, unit_rows
 
 InstanceMiner = Literal["adaptive", "topk", "soft", "none"]
 PairMiner = Literal["hard_negative", "teacher_similar", "discrepancy", "all", "random"]
@@ -232,7 +232,7 @@ class RPSD(nn.Module):
 
     def loss(self, pairs: MinedPairs) -> Tensor:
         """Mean of φ over the mined pairs."""
-        return _mean_where(self._phi(pairs.difference_BR), pairs.is_mined_BR)
+        return mean_where(self._phi(pairs.difference_BR), pairs.is_mined_BR)
 
     @torch.no_grad()
     def staleness(self, pairs: MinedPairs) -> dict[str, Tensor]:
@@ -242,7 +242,7 @@ class RPSD(nn.Module):
         """
         square_BR, slots = pairs.difference_BR.detach().square(), pairs.slots
         parts = {"bank": slice(0, slots), "batch": slice(slots, None)}
-        return {name: _mean_where(square_BR[:, own], pairs.is_mined_BR[:, own]) for name, own in parts.items()}
+        return {name: mean_where(square_BR[:, own], pairs.is_mined_BR[:, own]) for name, own in parts.items()}
 
     @torch.no_grad()
     def enqueue(self, student_BD: Tensor, teacher_BD: Tensor, label_B: Tensor, sample_B: Tensor | None = None) -> None:
@@ -324,11 +324,6 @@ def _largest(value_BR: Tensor, allowed_BR: Tensor, count: int) -> Tensor:
     above_BR, tie_BR = value_BR > least_B1, (value_BR == least_B1) & allowed_BR
     left_B1 = count - above_BR.sum(dim=1, keepdim=True)
     return above_BR | (tie_BR & (tie_BR.cumsum(dim=1, dtype=torch.int32) <= left_B1))
-
-
-def _mean_where(value: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the masked values, 0 of none: a multiplication, as selecting would wait for the device."""
-    return (value * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _check(right: bool, name: str, value: float, expected: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numerics import close, rand, under_autocast, with_gradient
 from torch import nn
 
 from losses.adadistill import AdaDistill
@@ -28,35 +29,9 @@ NUMBERS = json.loads((RECORDED / "face.json").read_text())["logit_baselines"]
 PRECISIONS = [(torch.float64, 1e-9, 1e-11), (torch.float32, 2e-4, 2e-5)]
 
 
-def rand(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def close(found, expected, rtol=1e-9, atol=1e-11):
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(found.detach().double(), expected.detach(), rtol=rtol, atol=atol)
-
-
 def golden(arrays, *names, dtype=torch.float64):
     found = (torch.from_numpy(np.asarray(arrays[name])) for name in names)
     return [x.to(dtype) if x.is_floating_point() else x.long() for x in found]
-
-
-def with_gradient(loss, student, *others):
-    student = student.clone().requires_grad_()
-    value = loss(student, *others)
-    value.backward()
-    return value.detach(), student.grad
-
-
-def under_autocast(loss):
-    """The forward pass alone, as autocast is meant to be used."""
-
-    def call(*arguments):
-        with torch.autocast("cpu", torch.bfloat16):
-            return loss(*arguments)
-
-    return call
 
 
 def unit(row):

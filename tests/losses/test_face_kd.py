@@ -12,6 +12,7 @@ import fake_cuda
 import numpy as np
 import pytest
 import torch
+from numerics import close, rand, under_autocast, with_gradient
 from torch import nn
 
 from losses.face_kd import ILED, RPSD, cosine_distances, ramp
@@ -38,33 +39,6 @@ def tensors(arrays, group=""):
     start = f"{group}/" if group else ""
     found = {k.removeprefix(start): torch.from_numpy(np.asarray(v)) for k, v in arrays.items() if k.startswith(start)}
     return {k: v if v.is_floating_point() else v.long() for k, v in found.items()}
-
-
-def rand(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def close(found, expected, rtol=1e-9, atol=1e-11):
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(found.detach().double(), expected.detach().double(), rtol=rtol, atol=atol)
-
-
-def with_gradient(loss, student, *others):
-    """Value, gradient to the student."""
-    student = student.clone().requires_grad_()
-    value = loss(student, *others)
-    value.backward()
-    return value.detach(), student.grad
-
-
-def under_autocast(loss):
-    """The forward pass alone, as autocast is meant to be used."""
-
-    def call(*arguments):
-        with torch.autocast("cpu", torch.bfloat16):
-            return loss(*arguments)
-
-    return call
 
 
 def own(loss):

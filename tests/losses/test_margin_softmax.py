@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numerics import close, rand
 from torch import nn
 
 from losses.margin_softmax import AdaFace, arcface_logits, cosface_logits, cosines
@@ -24,15 +25,6 @@ HEADS = {
     "cosface": cosface_logits,
 }
 PRECISIONS = [(torch.float64, 1e-9, 1e-11), (torch.float32, 2e-4, 2e-5)]
-
-
-def rand(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def close(found, expected, rtol=1e-9, atol=1e-11):
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(found.detach().double(), expected.detach(), rtol=rtol, atol=atol)
 
 
 def golden(arrays, name, dtype):

@@ -8,14 +8,11 @@ import fake_cuda
 import pytest
 import torch
 import torch.nn.functional as F
+from numerics import rand
 from torch import nn
 
 from losses.margin_softmax import AdaFace, arcface_logits, cosface_logits, cosines
 from losses.partial_fc import class_rows, initial_rows, own_labels, sampled_classes, split_cross_entropy
-
-
-def rand(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def close(found, expected, rtol=1e-11, atol=1e-13):
