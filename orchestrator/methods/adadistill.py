@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from losses.adadistill import AdaDistill
 from orchestrator.families.face.benchmarks import recipes
-from orchestrator.families.face.job import FaceMethod, teacher_dim
-from orchestrator.families.face.recipe import DistillationRecipe
+from orchestrator.families.face.job import FaceMethod
+from orchestrator.families.face.recipe import DistillationRecipe, teacher_dim
 from orchestrator.families.face.training import Distillation, Faces, FaceTask, Sizes, Terms
 
 

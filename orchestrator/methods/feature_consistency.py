@@ -9,13 +9,11 @@ embeddings, "cos", "l2n" and "half" of unit ones.
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
-
 from losses.feature_consistency import feature_consistency, raw_l2
 from orchestrator.families.face.benchmarks import recipes
-from orchestrator.families.face.job import FaceMethod, teacher_dim
+from orchestrator.families.face.job import FaceMethod
 from orchestrator.families.face.recipe import DistillationRecipe
-from orchestrator.families.face.training import Distillation, Faces, FaceTask, Sizes, Terms, projected, projector
+from orchestrator.families.face.training import Distillation, Faces, FaceTask, Terms, projected, to_teacher_s_width
 from orchestrator.recipe import Weight
 
 
@@ -36,12 +34,10 @@ def terms(recipe: Recipe, task: FaceTask, faces: Faces) -> Terms:
     return Terms({"features": feature_consistency(student_BD, faces.teacher_BD, recipe.form)})
 
 
-def remembers(recipe: Recipe, sizes: Sizes) -> nn.Module | None:
-    return nn.ModuleDict(projector(recipe.embedding_dim, teacher_dim(recipe))) if recipe.weight else None
-
-
 METHOD = FaceMethod(
     paper="Raw L2 and feature consistency, the usual baselines of face distillation",
     recipes=recipes(Recipe),
-    distillation=Distillation(weights=lambda recipe: {"features": recipe.weight}, terms=terms, remembers=remembers),
+    distillation=Distillation(
+        weights=lambda recipe: {"features": recipe.weight}, terms=terms, remembers=to_teacher_s_width
+    ),
 )

@@ -8,13 +8,11 @@ others. VarGFaceNet replaced it by the squared distance of unit embeddings, weig
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from losses.feature_consistency import angular
 from orchestrator.families.face.benchmarks import recipes
-from orchestrator.families.face.job import FaceMethod, teacher_dim
+from orchestrator.families.face.job import FaceMethod
 from orchestrator.families.face.recipe import DistillationRecipe
-from orchestrator.families.face.training import Distillation, Faces, FaceTask, Sizes, Terms, projected, projector
+from orchestrator.families.face.training import Distillation, Faces, FaceTask, Terms, projected, to_teacher_s_width
 from orchestrator.recipe import Weight
 
 
@@ -31,12 +29,10 @@ def terms(recipe: Recipe, task: FaceTask, faces: Faces) -> Terms:
     return Terms({"angular": angular(projected(task.memory, faces.student_BD), faces.teacher_BD)})
 
 
-def remembers(recipe: Recipe, sizes: Sizes) -> nn.Module | None:
-    return nn.ModuleDict(projector(recipe.embedding_dim, teacher_dim(recipe))) if recipe.weight else None
-
-
 METHOD = FaceMethod(
     paper="ShrinkTeaNet, Duong et al., 2019: its loss on the embedding",
     recipes=recipes(Recipe),
-    distillation=Distillation(weights=lambda recipe: {"angular": recipe.weight}, terms=terms, remembers=remembers),
+    distillation=Distillation(
+        weights=lambda recipe: {"angular": recipe.weight}, terms=terms, remembers=to_teacher_s_width
+    ),
 )

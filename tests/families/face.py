@@ -8,8 +8,7 @@ from torch import nn
 
 from models.mobilefacenet import MobileFaceNet
 from orchestrator import checkpoint
-from orchestrator.families.face.job import teacher_dim
-from orchestrator.families.face.recipe import network_config
+from orchestrator.families.face.recipe import network_config, teacher_dim
 
 TINY: dict[str, Any] = {
     "student.name": "mobilefacenet",

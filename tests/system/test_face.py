@@ -220,8 +220,10 @@ def several_sets(tiny_root, monkeypatch):
     found = sets_of(tiny_root)
     monkeypatch.setattr(find, "listed", lambda name, data_root, part: found)
     data._described.cache_clear()
+    data._contents.cache_clear()
     yield found
     data._described.cache_clear()
+    data._contents.cache_clear()
 
 
 def test_every_set_is_opened_from_tables_as_it_was_listed(several_sets, own_place, tiny_recipe, no_files):

@@ -13,11 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator import cache, find, indexing, tables
+from orchestrator import cache, find, indexing
 from orchestrator.datasets.faces import FaceData, Pairs, Search, Templates, VerificationSet
-from orchestrator.datasets.images import Frames, ImageSet, described
+from orchestrator.datasets.images import ImageSet, described
 from orchestrator.families.face.recipe import FaceRecipe
-from orchestrator.families.retrieval.data import Source, classes_fingerprint, open_images, pixel_need, ready_rows
+from orchestrator.families.retrieval.data import (
+    Source,
+    classes_fingerprint,
+    fraction_of,
+    make_pixels,
+    open_frames,
+    open_images,
+    pixel_need,
+    ready_rows,
+)
 from orchestrator.method import Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report
 from orchestrator.recipe import Data
@@ -25,6 +34,7 @@ from orchestrator.recipe import Data
 OWN = "val"  # what the data set's own verification set is called, in metrics
 TRAIN = "train"
 _ROWS = 2**20  # of a table that are made at once
+_Asked = tuple[tuple[str, Any], ...]  # which images: names and values, as made_from has them
 
 
 def parts_of(verify: str) -> list[str]:
@@ -65,11 +75,7 @@ def listed_train(data: Data, place: Place) -> ImageSet:
     train = face_data(data.name, place, data.part).train
     if train is None:
         raise ValueError(f"{data.name} is only verified on; train on another data set, with --set verify={data.name}")
-    if data.fraction == 1.0:
-        return train
-    mask = np.zeros(len(train), bool)
-    mask[np.random.default_rng(0).permutation(len(train))[: max(1, round(data.fraction * len(train)))]] = True
-    return train.part(mask, f"{train.name}-{data.fraction:g}")
+    return fraction_of(train, data.fraction)
 
 
 def verification(data: Data, verify: str, place: Place) -> dict[str, tuple[dict[str, Any], VerificationSet]]:
@@ -112,9 +118,8 @@ def verification_needs(recipe: FaceRecipe, place: Place) -> dict[str, Need]:
         index = _index_need(asked, place)
         found[shown] = index
         found |= {f"{shown} pixels": need for need in pixel_need(recipe.run, index, recipe.student.size).values()}
-        for part, columns in _columns(one).items():
-            made_from = {"data": asked, "part": part, "content": _digest(columns)}
-            rows = len(next(iter(columns.values())))
+        for part, (content, rows) in _contents(tuple(asked.items()), place).items():
+            made_from = {"data": asked, "part": part, "content": content}
             found[f"{shown} {part}"] = Need(
                 "columns", made_from, {"images": index}, {"folds": getattr(one, "folds", 0)},
                 f"{part} of {one.images.name} ({rows:,})",
@@ -132,7 +137,7 @@ def set_names(needs: Mapping[str, Any]) -> list[str]:
 
 
 def _index_need(asked: Mapping[str, Any], place: Place, skip_unreadable: bool = False) -> Need:
-    images, listing, stamp = _described(_Asked(tuple(asked.items())), place)
+    images, listing, stamp = _described(tuple(asked.items()), place)
     side = asked.get("set", TRAIN)
     made_from = {
         "data": dict(asked), "side": side, "skip_unreadable": skip_unreadable, "reader": described(images.reader),
@@ -142,16 +147,18 @@ def _index_need(asked: Mapping[str, Any], place: Place, skip_unreadable: bool = 
     return Need("index", made_from, title=f"index of {images.name} ({len(images):,} images)", how=how)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    values: tuple[tuple[str, Any], ...]
-
-
 @lru_cache(maxsize=32)  # every variant of a sweep asks, and each answer looks at every file
 def _described(asked: _Asked, place: Place) -> tuple[ImageSet, str, str]:
-    images = _images(dict(asked.values), place)
+    images = _images(dict(asked), place)
     listing = indexing.listing_digest(images.keys, images.identity, images.cameras)
     return images, listing, images.reader.stamp(images.keys)
+
+
+@lru_cache(maxsize=32)  # as often, and IJB-C has 15.7 million pairs
+def _contents(asked: _Asked, place: Place) -> dict[str, tuple[str, int]]:
+    """Of every table of a verification set a digest of what it holds, and its rows."""
+    tables_ = _columns(_set(dict(asked), place))
+    return {part: (_digest(columns), len(next(iter(columns.values())))) for part, columns in tables_.items()}
 
 
 def _images(asked: Mapping[str, Any], place: Place) -> ImageSet:
@@ -200,12 +207,7 @@ def make(need: Need, after: Mapping[str, Ready], where: Where, progress: Report)
     if need.kind == "index":
         return _make_index(need, where.place, progress)
     if need.kind == "pixels":
-        images, size = open_images(where.place, after["images"]), tuple(need.made_from["size"])
-        rows = tables.pixels(
-            images, size, where.place.folder("cache"), progress, need.how["loader_workers"], True,
-            need.made_from["resize"],
-        )  # fmt: skip
-        return ready_rows(need, rows, where.place)
+        return make_pixels(need, after, where, progress)
     if need.kind == "columns":
         return _make_columns(need, where.place, progress)
     raise ValueError(f"nobody makes {need.kind!r} for this method")
@@ -242,11 +244,11 @@ def _make_columns(need: Need, place: Place, progress: Report) -> Ready:
     def blocks() -> Iterator[cache.Block]:
         for part in cache.ranges(count, _ROWS):
             rows = slice(part.start, part.stop)
-            yield {name: np.atleast_1d(_stored(values[rows]))[:, None] for name, values in columns.items()}
+            yield {name: _stored(values[rows])[:, None] for name, values in columns.items()}
             progress(need.title, part.stop, count)
 
     rows = cache.ensure(place.folder("cache"), "columns", {"content": asked["content"]}, blocks, verify=True)
-    return ready_rows(need, rows, place, {f"{asked['part']}": {"folds": need.how["folds"]}})
+    return ready_rows(need, rows, place, {asked["part"]: {"folds": need.how["folds"]}})
 
 
 def _stored(values: np.ndarray) -> np.ndarray:
@@ -268,14 +270,8 @@ def open_verification(prepared: Prepared, size: tuple[int, int]) -> Verified:
     """All verification sets from their tables alone."""
     names = set_names(prepared)
     sets = {name: _open_set(prepared, name) for name in names}
-    return Verified(sets, {name: open_frames(prepared, name, sets[name].images, size) for name in names})
-
-
-def open_frames(prepared: Prepared, role: str, images: ImageSet, size: tuple[int, int]) -> Source:
-    """uint8 frames: the pixel cache where it is prepared, else decoding."""
-    if f"{role} pixels" in prepared:
-        return cache.open_rows(prepared.path(f"{role} pixels"))
-    return Frames(images, size)
+    frames = {name: open_frames(prepared, f"{name} pixels", sets[name].images, size) for name in names}
+    return Verified(sets, frames)
 
 
 def _open_set(prepared: Prepared, name: str) -> VerificationSet:

@@ -26,18 +26,18 @@ from orchestrator.families.face.recipe import (
     network_config,
     optimizer,
     scaled_schedule,
+    teacher_dim,
 )
 from orchestrator.families.face.training import ALONE, Distillation, FaceTask, Sizes, build, trains_centres
 from orchestrator.families.face.verify import Embedded
-from orchestrator.families.retrieval.data import Source, decodes, make_embeddings, shards
+from orchestrator.families.retrieval.data import Source, decodes, make_embeddings, open_after, open_frames, shards
 from orchestrator.families.retrieval.recipe import networks_precision
 from orchestrator.families.retrieval.search import model_input
 from orchestrator.families.retrieval.supervised import loop_settings
-from orchestrator.families.retrieval.teacher import ready_file, teacher_need
+from orchestrator.families.retrieval.teacher import ready_file, teacher_need, trainer_s_recipe
 from orchestrator.method import Batch, Evaluation, Experiment, Method, Task, Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report
 from orchestrator.pictures import Picture
-from orchestrator.recipe import did_you_mean
 
 TRAINER = "margin_softmax"  # the method that trains teachers
 _BLOCK = 256  # images of one forward pass of the teacher
@@ -119,7 +119,7 @@ class FaceMethod(Method):
         config = network_config(recipe.teacher.network, teacher_dim(recipe))
         transform = {"network": identity(config) | {"precision": "float32"}, "augmentation": "mirrored"}
         after = {"images": found[role], "teacher": found["teacher"]}
-        after |= {"images pixels": found[f"{role} pixels"]} if f"{role} pixels" in found else {}
+        after |= {"pixels": found[f"{role} pixels"]} if f"{role} pixels" in found else {}
         how = {"size": list(recipe.student.size), "loader_workers": recipe.run.loader_workers}
         title = f"teacher embeddings of {role}, both mirror images"
         return shards(Need("embeddings", {"transform": transform, "views": 2}, after, how, title, network=True))
@@ -147,7 +147,7 @@ class FaceMethod(Method):
             targets = cache.open_rows(prepared.path("targets")) if cached else None
             teacher = None if cached else checkpoint.load_model(prepared.path("teacher"))[0]
         centres = checkpoint.load_classifier(prepared.path("classifier")) if "classifier" in prepared else None
-        frames, requests = data.open_frames(prepared, data.TRAIN, train, size), FaceRequests.of(recipe, train)
+        frames, requests = open_frames(prepared, f"{data.TRAIN} pixels", train, size), FaceRequests.of(recipe, train)
         sizes = Sizes(train.num_identities, requests.steps * recipe.train.epochs)
         own = method if self.distils(recipe) else ALONE
         task = FaceTask(recipe, own, build(recipe), sizes, teacher, centres).to(where.device)
@@ -203,10 +203,6 @@ def named(name: str, size: tuple[int, int]) -> str:
     return published.network(plain if own else name, size)
 
 
-def teacher_dim(recipe: DistillationRecipe) -> int:
-    return recipe.teacher.embedding_dim or recipe.embedding_dim
-
-
 def _wants_classifier(recipe: DistillationRecipe, method: Distillation) -> bool:
     return method.logits(recipe) or (recipe.centres == "teacher" and recipe.cls > 0)
 
@@ -244,14 +240,7 @@ def _check_centres(recipe: DistillationRecipe, method: Distillation, workers: in
 
 def _teacher_training(recipe: DistillationRecipe) -> tuple[str, FaceRecipe]:
     """How the teacher is trained: the benchmark's own recipe with the teacher's network, no field of the student."""
-    recipes = find.method(TRAINER).recipes
-    by_data = {r.data.name: (benchmark, r) for benchmark, r in reversed(recipes.items())}
-    if recipe.data.name not in by_data:
-        raise ValueError(
-            f"no benchmark of {TRAINER} has the data set {recipe.data.name!r}, so its teacher's recipe is not known"
-            + did_you_mean(recipe.data.name, by_data)
-        )
-    benchmark, base = by_data[recipe.data.name]
+    benchmark, base = trainer_s_recipe(TRAINER, recipe.data.name)
     own = recipe.teacher
     return benchmark, replace(
         base, data=recipe.data, run=recipe.run, student=own.network, embedding_dim=teacher_dim(recipe),
@@ -302,7 +291,7 @@ class _EmbedBoth:
 def _make_embeddings(need: Need, after: Mapping[str, Ready], where: Where, progress: Report) -> Ready:
     def embedder(images: ImageSet) -> _EmbedBoth:
         teacher = checkpoint.load_model(where.place.folder(after["teacher"].path))[0].to(where.device)
-        source = data.open_frames(Prepared(where.place, after), "images", images, tuple(need.how["size"]))
+        source = open_after(where.place, after, tuple(need.how["size"]))
         return _EmbedBoth(teacher, source, where.device)
 
     return make_embeddings(need, after, need.made_from["transform"], where.place, embedder, progress)

@@ -181,8 +181,12 @@ def check_distillation(recipe: DistillationRecipe, workers: int = 1) -> None:
             f"teacher.size {theirs.size} is not student.size {recipe.student.size}: the teacher sees the student's "
             f"images; set both"
         )
-    dim = recipe.teacher.embedding_dim or recipe.embedding_dim
-    check_network("teacher.network", theirs, dim, starts=not recipe.teacher.weights)
+    check_network("teacher.network", theirs, teacher_dim(recipe), starts=not recipe.teacher.weights)
+
+
+def teacher_dim(recipe: DistillationRecipe) -> int:
+    """Width of the teacher's embeddings."""
+    return recipe.teacher.embedding_dim or recipe.embedding_dim
 
 
 def check_network(whose: str, network: FaceNetwork, dim: int, starts: bool = True) -> None:

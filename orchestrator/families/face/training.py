@@ -19,7 +19,7 @@ from models.network import EmbeddingNetwork, Pixels
 from orchestrator import distributed
 from orchestrator.datasets.augmentation import normalised
 from orchestrator.families.face.heads import MarginHead, norms, own_rows
-from orchestrator.families.face.recipe import FaceRecipe, network_config
+from orchestrator.families.face.recipe import FaceRecipe, network_config, teacher_dim
 from orchestrator.method import Batch, Losses, Task
 
 
@@ -203,6 +203,11 @@ def build(recipe: FaceRecipe) -> EmbeddingNetwork:
 def projector(own: int, theirs: int) -> dict[str, nn.Module]:
     """A linear map without bias to the teacher's width, which trains and is no part of the student; empty if equal."""
     return {} if own == theirs else {"projector": nn.Linear(own, theirs, bias=False)}
+
+
+def to_teacher_s_width(recipe: Any, sizes: Sizes) -> nn.Module | None:
+    """What a loss of single embeddings remembers: the projector, where there is a loss that trains it."""
+    return nn.ModuleDict(projector(recipe.embedding_dim, teacher_dim(recipe))) if recipe.weight else None
 
 
 def projected(memory: nn.Module | None, student_BD: Tensor) -> Tensor:

@@ -22,11 +22,11 @@ from orchestrator.families.person_search.recipe import (
 from orchestrator.families.person_search.training import build, check_network, memory
 from orchestrator.families.retrieval.recipe import networks_precision, optimizer
 from orchestrator.families.retrieval.supervised import loop_settings
-from orchestrator.families.retrieval.teacher import ready_file, teacher_need
+from orchestrator.families.retrieval.teacher import ready_file, teacher_need, trainer_s_recipe
 from orchestrator.method import Batch, Evaluation, Experiment, Method, Task, Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report
 from orchestrator.pictures import Picture
-from orchestrator.recipe import Network, changed, did_you_mean, flat
+from orchestrator.recipe import Network, changed, flat
 
 MakeTask = Callable[[Any, PersonSearch, PersonSearch | None, OIM | None], Task]  # recipe, student, teacher, its memory
 
@@ -112,14 +112,7 @@ class PersonSearchMethod(Method):
 
     def _teacher_training(self, recipe: Any) -> tuple[str, Any]:
         """How the teacher is trained: the benchmark's own recipe without distillation, no field of the student."""
-        recipes = find.method(self.trainer).recipes
-        by_data = {r.data.name: (benchmark, r) for benchmark, r in reversed(recipes.items())}
-        if recipe.data.name not in by_data:
-            raise ValueError(
-                f"no benchmark of {self.trainer} has the data set {recipe.data.name!r}, so its teacher's recipe is not "
-                f"known" + did_you_mean(recipe.data.name, by_data)
-            )
-        benchmark, base = by_data[recipe.data.name]
+        benchmark, base = trainer_s_recipe(self.trainer, recipe.data.name)
         own = recipe.teacher
         training = replace(
             base, data=recipe.data, run=recipe.run, detector=recipe.detector, memory=recipe.memory,

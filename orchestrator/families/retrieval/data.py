@@ -35,13 +35,17 @@ def listed(data: Data, place: Place) -> RetrievalData:
     found = find.listed(data.name, place.data_root, data.part)
     if not isinstance(found, RetrievalData):
         raise ValueError(f"{data.name} holds no images of one object each, which this method needs")
-    if data.fraction == 1.0:
-        return found
-    count = max(1, round(data.fraction * len(found.train)))
-    order = np.random.default_rng(0).permutation(len(found.train))
-    mask = np.zeros(len(found.train), bool)
-    mask[order[:count]] = True
-    return replace(found, train=found.train.part(mask, f"{found.train.name}-{data.fraction:g}"))
+    return found if data.fraction == 1.0 else replace(found, train=fraction_of(found.train, data.fraction))
+
+
+def fraction_of(images: ImageSet, fraction: float) -> ImageSet:
+    """Some images by a fixed order, so that a smaller fraction is inside every larger one."""
+    if fraction == 1.0:
+        return images
+    count = max(1, round(fraction * len(images)))
+    mask = np.zeros(len(images), bool)
+    mask[np.random.default_rng(0).permutation(len(images))[:count]] = True
+    return images.part(mask, f"{images.name}-{fraction:g}")
 
 
 def index_needs(data: Data, place: Place) -> dict[str, Need]:

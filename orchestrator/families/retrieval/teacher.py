@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from models.network import configured, identity, kind_of, network_class
-from orchestrator import cache, checkpoint
+from orchestrator import cache, checkpoint, find
 from orchestrator.families.retrieval.recipe import NOT_IN_THE_WEIGHTS
 from orchestrator.needs import Need, Place, Ready
-from orchestrator.recipe import Teacher, flat
+from orchestrator.recipe import Teacher, did_you_mean, flat
 
 
 def teacher_need(
@@ -49,6 +49,22 @@ def teacher_need(
         "teacher", {"method": method, "recipe": decides}, {"train": train, **(more or {})},
         title=title, trial=(method, benchmark, values),
     )  # fmt: skip
+
+
+def trainer_s_recipe(trainer: str, data_name: str) -> tuple[str, Any]:
+    """The first benchmark of the method that trains teachers which has a data set, and its recipe.
+
+    Raises:
+        ValueError: none has it, with the near names.
+    """
+    recipes = find.method(trainer).recipes
+    by_data = {recipe.data.name: (benchmark, recipe) for benchmark, recipe in reversed(recipes.items())}
+    if data_name not in by_data:
+        raise ValueError(
+            f"no benchmark of {trainer} has the data set {data_name!r}, so its teacher's recipe is not known"
+            + did_you_mean(data_name, by_data)
+        )
+    return by_data[data_name]
 
 
 @lru_cache(maxsize=16)  # every row of a table asks
