@@ -2,20 +2,20 @@
 
 A cache is a folder ``<root>/<kind>-<fingerprint>/`` with ``data.arrow`` (Arrow IPC) and ``manifest.json``. Its
 fingerprint is the SHA-256 of what it was computed from, so a changed teacher, data set or transform is another
-cache. It is written under a temporary name and renamed; a lock makes concurrent builders build once.
+cache. It is written under a temporary name and renamed; a lease makes concurrent builders build once.
 
 Row access is a gather from the memory map (about a million rows a second for embeddings); Parquet or
 ``Table.take`` would be a hundred times slower.
 """
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from orchestrator import leases
 from orchestrator.needs import digest
 
 FORMAT = 1
@@ -126,7 +127,7 @@ def ensure(
     """The cache of ``blocks()``, built now unless it is there and whole.
 
     Args:
-        root: folder of all caches, on storage that supports file locks.
+        root: folder of all caches, which hosts may share.
         kind: first part of the folder name, such as "pixels".
         made_from: JSON values that determine the content; hashed to the fingerprint.
         blocks: yields the rows in order, a block at a time; called only to build.
@@ -139,13 +140,13 @@ def ensure(
     made_from = _with_format(made_from)
     folder = root / f"{kind}-{digest(made_from)[:32]}"
     _remove_stale(root)
-    with locked(root, folder.name):
+    with _building(root, folder.name):
         if folder.exists():
             try:
                 return open_rows(folder, made_from, verify)
             except DamagedCache as damage:
                 warnings.warn(f"{damage}; building it again", stacklevel=2)
-        building = root / f"{folder.name}.tmp-{os.getpid()}"
+        building = root / f"{folder.name}.tmp-{uuid.uuid4().hex}"
         building.mkdir(parents=True)
         try:
             _write(building, made_from, blocks())
@@ -203,22 +204,13 @@ def open_rows(folder: str | Path, made_from: Mapping[str, Any] | None = None, ve
 def _remove_stale(root: Path) -> None:
     """Half-built folders whose builder is dead: nobody holds their lock."""
     for half_built in root.glob("*.tmp-*"):
-        with open(root / ".locks" / f"{half_built.name.split('.tmp-')[0]}.lock", "w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
+        with contextlib.suppress(leases.Taken), _building(root, half_built.name.split(".tmp-")[0], wait=False):
             shutil.rmtree(half_built, ignore_errors=True)
 
 
-@contextmanager
-def locked(root: str | Path, name: str) -> Iterator[None]:
-    """Holds a lock across processes; the system releases it when its holder dies."""
-    locks = Path(root) / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with open(locks / f"{name}.lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def _building(root: Path, name: str, wait: bool = True) -> Any:
+    """The right to make a cache: of hosts that share the folder, one makes it."""
+    return leases.held(root / ".locks" / f"{name}.lease", (lambda holder: None) if wait else None, name)
 
 
 def folder_below(storage: str, rows: Rows) -> str:
@@ -230,9 +222,9 @@ def joined(root: str | Path, kind: str, made_from: Mapping[str, Any], parts: Seq
     """Tables one after the other as one: a manifest that names their folders; no row is copied."""
     root, made_from = Path(root), _with_format(made_from)
     folder = root / f"{kind}-{digest(made_from)[:32]}"
-    with locked(root, folder.name):
+    with _building(root, folder.name):
         if not folder.exists():
-            building = root / f"{folder.name}.tmp-{os.getpid()}"
+            building = root / f"{folder.name}.tmp-{uuid.uuid4().hex}"
             building.mkdir(parents=True)
             manifest = {
                 "tool": f"retrieval-distillation-orchestrator {_tool_version()}",

@@ -1,16 +1,16 @@
 """Evaluate a finished run again, from its record alone: ``python -m orchestrator.evaluate RUN_ID``."""
 
+import dataclasses
+
 import torch
 import typer
 
 from orchestrator import checkpoint, command, find, tracking
 from orchestrator.command import AFTER_TRAINING, console
 from orchestrator.evaluation import cost
-from orchestrator.launch import before, preparing, trial
-from orchestrator.launch import plan as plans
+from orchestrator.launch import before, preparing, shelf, trial
 from orchestrator.launch.runner import InProcess
 from orchestrator.method import Where
-from orchestrator.needs import Place
 from orchestrator.progress import PreparationBar
 from orchestrator.recipe import value_of
 
@@ -22,10 +22,10 @@ def main(
     settings: list[str] = AFTER_TRAINING,
 ) -> None:
     """Embeds and searches again with the stored student; prints every metric beside the logged one."""
-    uri = tracking.tracking_uri(plans.storage())
+    uri = tracking.tracking_uri(shelf.storage())
     record = tracking.read_record(uri, run_id)
     method = find.method(record.method)
-    place = Place(record.place.storage, data_root or record.place.data_root)
+    place = dataclasses.replace(record.place, data_root=data_root or record.place.data_root)
     recipe = trial.recipe_of(record)
     scored, other = command.settings_after_training(record.method, recipe, settings)
     then = preparing.fingerprints([record.prepared]) or before.fingerprints(record.facts)

@@ -9,8 +9,7 @@ import typer
 
 from orchestrator import checkpoint, command, tracking
 from orchestrator.command import AFTER_TRAINING, console
-from orchestrator.launch import plan as plans
-from orchestrator.launch import trial
+from orchestrator.launch import shelf, trial
 from orchestrator.onnx_file import export_onnx, onnx_files
 
 
@@ -30,7 +29,7 @@ def main(
 
     An ONNX file runs without this project; safetensors are rebuilt from the JSON, with all that was stored beside.
     """
-    uri = tracking.tracking_uri(plans.storage())
+    uri = tracking.tracking_uri(shelf.storage())
     record = tracking.read_record(uri, run_id)
     _, settled = command.settings_after_training(record.method, trial.recipe_of(record), settings)
     other = {path.rpartition(".")[2]: value for path, value in settled.items()}

@@ -48,11 +48,16 @@ def streamed_digest(*lists: Iterable[Iterable[Any]]) -> str:
 class Place:
     """Where a job reads and writes: absolute paths, plain strings, the same on every node."""
 
-    storage: str
+    storage: str  # a folder that all nodes share or, with an object storage, each node's own copy of it
     data_root: str = ""
+    remote: str = ""  # URI of the object storage, if it is one
 
     def folder(self, *parts: str) -> str:
         return str(Path(self.storage, *parts))
+
+    def address(self, *parts: str) -> str:
+        """Where all nodes see the same small file: ledgers, plans, leases."""
+        return "/".join([self.remote.rstrip("/"), *parts]) if self.remote else self.folder(*parts)
 
 
 @dataclass(frozen=True)

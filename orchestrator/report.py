@@ -8,7 +8,7 @@ import typer
 
 from orchestrator import command, find
 from orchestrator.command import console
-from orchestrator.launch import plan
+from orchestrator.launch import shelf
 from orchestrator.reporting import summary
 
 
@@ -20,7 +20,7 @@ def main(
 ) -> None:
     """Curves beside the published ones, the trial table, a heat map, training curves, a retrieval panel."""
     find.space(name)
-    html, run_id = summary.write_report(plan.latest(name, on or None), to)
+    html, run_id = summary.write_report(shelf.latest(name, on or None), to)
     console.print(f"report: {html}")
     console.print(f"summary run in MLflow: {run_id}")
 

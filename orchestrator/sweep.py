@@ -7,8 +7,7 @@ import typer
 
 from orchestrator import command, find, tracking
 from orchestrator.command import console
-from orchestrator.launch import asked, study
-from orchestrator.launch import plan as plans
+from orchestrator.launch import asked, shelf, study
 from orchestrator.launch.plan import Plan
 from orchestrator.launch.runner import Runner, driving
 from orchestrator.progress import Board
@@ -60,8 +59,8 @@ def main(
     with command.runner(in_process) as runner:
         gpus = command.gpus_of(runner, gpus_per_worker)
         at_once = runner.concurrent(workers, gpus, concurrent)
-        plan = plans.new_plan(name, space, f"{name} on {on}", on, recipes, place, uri, total, at_once, workers, gpus)
-        with plans.withdrawn_if_refused(plan):
+        plan = shelf.new_plan(name, space, f"{name} on {on}", on, recipes, place, uri, total, at_once, workers, gpus)
+        with shelf.withdrawn_if_refused(plan):
             _run(plan, runner)
 
 
@@ -99,7 +98,7 @@ def _resumed(
     name: str, on: str, given: dict[str, str], epochs: int | None, data_root: str, workers: int, gpus: float | None,
     trials: int | None,
 ) -> Plan:  # fmt: skip
-    plan = plans.latest(name, on)
+    plan = shelf.latest(name, on)
     asked.check_unchanged(plan, given, epochs, data_root, workers, gpus)
     if trials and (trials < plan.trials or plan.search_space.cells):
         raise ValueError(f"the sweep {plan.sweep} has {plan.trials} trials; only a larger number can be asked for")

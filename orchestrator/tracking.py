@@ -7,6 +7,8 @@ interface keeps per-process state that does not survive workers.
 """
 
 import contextlib
+import dataclasses
+import fcntl
 import functools
 import json
 import os
@@ -16,13 +18,13 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from orchestrator import cache, checkpoint
+from orchestrator import checkpoint, mirror
 from orchestrator.needs import Place
 
 RECORD = "record.json"
@@ -120,11 +122,21 @@ def client(uri: str) -> Any:
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///"))
         database.parent.mkdir(parents=True, exist_ok=True)
-        with cache.locked(database.parent, database.name):
+        with _only_one(database):
             found = _mlflow().MlflowClient(uri)
             found.search_experiments(max_results=1)
             return found
     return _mlflow().MlflowClient(uri)
+
+
+@contextlib.contextmanager
+def _only_one(database: Path) -> Iterator[None]:
+    """One process of this host at a time; the system frees it when its holder dies. SQLite is never on a network."""
+    locks = database.parent / "cache" / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with open(locks / f"{database.name}.lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def experiment(uri: str, name: str, storage: str, note: str) -> str:
@@ -169,7 +181,7 @@ def log_record(uri: str, record: Record) -> None:
         "method": record.method,
         "benchmark": record.benchmark,
         "recipe": record.recipe,
-        "storage": record.place.storage,
+        "storage": record.place.remote or record.place.storage,
         "data_root": record.place.data_root,
         "facts": record.facts,
         "prepared": record.prepared,
@@ -194,7 +206,7 @@ def read_record(uri: str, run_id: str) -> Record:
         raise ValueError(f"{uri} has no run {run_id!r} with a {RECORD}; the run id is in the table of the sweep")
     stored = json.loads(path.read_text())
     storage = _own_storage(uri) or stored["storage"]  # a storage that was moved is where its database is
-    place = Place(storage=storage, data_root=stored["data_root"])
+    place = dataclasses.replace(mirror.place(address=storage), data_root=stored["data_root"])
     prepared = stored.get("prepared", {})
     return Record(run_id, stored["method"], stored["benchmark"], stored["recipe"], place, stored["facts"], prepared)
 

@@ -4,7 +4,7 @@ import typer
 
 from orchestrator import command, find, tracking
 from orchestrator.command import console
-from orchestrator.launch import asked, study
+from orchestrator.launch import asked, shelf, study
 from orchestrator.launch import plan as plans
 from orchestrator.launch.plan import Plan
 from orchestrator.launch.runner import Runner, driving
@@ -31,7 +31,7 @@ def main(
     recipe = find.recipe(method, on)
     seed_name = next((n for n in ("seed", "train.seed") if n in given), "train.seed")
     if resume:
-        plan = plans.latest(name, on, single=method)
+        plan = shelf.latest(name, on, single=method)
         (started,) = plan.search_space.seeds
         if check_field(recipe, "train.seed", given.pop(seed_name, started)) != started:
             raise ValueError(f"the run {plan.sweep} was started with seed={started}; resume it without changes")
@@ -48,8 +48,8 @@ def main(
     with command.runner(in_process) as runner:
         gpus = command.gpus_of(runner, gpus_per_worker)
         runner.concurrent(workers, gpus, 1)
-        plan = plans.new_plan(name, space, f"{method} on {on}", on, recipes, place, uri, 1, 1, workers, gpus)
-        with plans.withdrawn_if_refused(plan):
+        plan = shelf.new_plan(name, space, f"{method} on {on}", on, recipes, place, uri, 1, 1, workers, gpus)
+        with shelf.withdrawn_if_refused(plan):
             _run(plan, runner)
 
 

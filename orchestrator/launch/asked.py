@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator import find
-from orchestrator.launch.plan import Plan, storage
+from orchestrator import find, mirror
+from orchestrator.launch.plan import Plan
 from orchestrator.needs import Place
 from orchestrator.recipe import changed, check_field, did_you_mean, flat, path_of, short
 from search_spaces._space import Choice, Float, Int, SearchSpace
@@ -48,7 +48,7 @@ def resolve(
             raise ValueError(f"{error}{row}") from error
     if data_root and not Path(data_root).is_dir():
         raise ValueError(f"--data-root {data_root} is not a directory")
-    return recipes, Place(storage=storage(), data_root=str(Path(data_root).absolute()) if data_root else "")
+    return recipes, mirror.place(data_root)
 
 
 def check_unchanged(

@@ -1,29 +1,21 @@
-"""What a sweep is: made from names and values, stored as ``plan.json``, read again, continued."""
+"""What a sweep is, as plain values; how it is stored, read and continued is in :mod:`orchestrator.launch.shelf`."""
 
-import contextlib
-import dataclasses
-import glob
 import itertools
 import json
-import os
-import re
-import shutil
 import subprocess
-import time
 import tomllib
 import uuid
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 import orchestrator
 from orchestrator import find
 from orchestrator.launch import before
 from orchestrator.needs import Place, Prepared
-from orchestrator.recipe import changed, flat, recipe_from
+from orchestrator.recipe import changed, recipe_from
 from search_spaces._space import Choice, Float, Int, SearchSpace
 
 FORMAT = 2  # of plan.json; 1 was 0.3's, which did not say
@@ -49,6 +41,9 @@ class Plan:
     key: str = field(default_factory=lambda: uuid.uuid4().hex)  # no other sweep has it, in any storage
     prepared: dict[str, dict[str, Any]] = field(default_factory=dict)  # variant -> role -> what is ready for it
     created: float = 0.0  # seconds since 1970; 0 = by a version that did not say
+    study: str = ""  # address of the database that has its study, without password; empty = SQLite in its folder
+    campaign: str = ""  # name of the campaign that it belongs to
+    threads: int = 0  # of a worker on a CPU, kept from the start: sums depend on it; 0 = not chosen yet
     format: int = FORMAT
 
     @property
@@ -121,21 +116,6 @@ class TrialRecord:
 _DIMENSIONS = {"Float": Float, "Int": Int, "Choice": Choice}
 
 
-def storage() -> str:
-    """``ORCHESTRATOR_STORAGE`` or ./runs, absolute: databases, caches, teachers, sweeps.
-
-    Raises:
-        ValueError: a path that addresses of databases read otherwise.
-    """
-    path = str(Path(os.environ.get("ORCHESTRATOR_STORAGE") or "runs").expanduser().absolute())
-    if odd := re.search(r"\?|%[0-9A-Fa-f]{2}", path):
-        raise ValueError(
-            f"the storage {path} has {odd[0]!r} in its path, which addresses of databases take for something else; "
-            f"set ORCHESTRATOR_STORAGE to another folder"
-        )
-    return path
-
-
 def space_data(space: SearchSpace) -> dict[str, Any]:
     """A space as plain values: a resumed sweep does not depend on a file that somebody has edited since."""
     tune = {name: [type(bounds).__name__, vars(bounds)] for name, bounds in space.tune.items()}
@@ -151,45 +131,6 @@ def single(method: str, seed: int = 0, question: str = "") -> SearchSpace:
         seeds=(seed,),
         early_stopping=False,
     )
-
-
-def new_plan(
-    name: str, space: SearchSpace, title: str, benchmark: str, recipes: Mapping[str, Any], place: Place, uri: str,
-    trials: int, concurrent: int, workers: int, gpus: float,
-) -> Plan:  # fmt: skip
-    """A new sweep with its own folder, stored before anything is prepared."""
-    plan = Plan(
-        folder=str(_new_folder(place, f"{name}-{benchmark}")),
-        space=name,
-        title=title,
-        benchmark=benchmark,
-        recipes={method: flat(recipe) for method, recipe in recipes.items()},
-        place=dataclasses.asdict(place),
-        tracking_uri=uri,
-        trials=trials,
-        workers=workers,
-        gpus_per_worker=gpus,
-        concurrent=min(concurrent, trials),
-        facts=code_facts(),
-        space_data=space_data(space),
-        created=time.time(),
-    )
-    save(plan)
-    return plan
-
-
-@contextlib.contextmanager
-def withdrawn_if_refused(plan: Plan) -> Iterator[None]:
-    """A new sweep that is refused before its first trial leaves no plan: it could never go on, and would be the newest.
-
-    What was prepared for it is kept, so that the mended command finds it.
-    """
-    try:
-        yield
-    except ValueError:
-        if not (Path(plan.folder) / "study.db").exists():
-            shutil.rmtree(plan.folder, ignore_errors=True)
-        raise
 
 
 def variants(plan: Plan) -> dict[str, tuple[str, Any]]:
@@ -228,129 +169,6 @@ def variant_of(space: SearchSpace, point: Mapping[str, Any]) -> str:
     return json.dumps(chosen, sort_keys=True) if chosen else "all"
 
 
-# --- On disk ----------------------------------------------------------------------------------------------------------
-
-
-def save(plan: Plan) -> None:
-    path = Path(plan.folder) / "plan.json"
-    partial = path.with_suffix(f".tmp-{os.getpid()}")
-    partial.write_text(json.dumps(dataclasses.asdict(plan), indent=1))
-    os.replace(partial, path)
-
-
-def read(folder: Path) -> Plan:
-    """The plan of a folder, wherever the storage lies now, also one of an earlier version.
-
-    Raises:
-        ValueError: it is of a newer version, damaged, or its folder has another name now.
-    """
-    path = folder / "plan.json"
-    try:
-        data = json.loads(path.read_text())
-        written = int(data.get("format", 1))
-        if written <= FORMAT:
-            if "recipes" not in data:  # before 0.2 a sweep had one method
-                data["recipes"] = {data.pop("method"): data.pop("recipe")}
-            plan = Plan(**{**(_from_03(data) if written == 1 else data), "format": FORMAT})
-            _check(plan)
-            return _moved(plan, folder.absolute())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read: {error if str(error) else repr(error)}") from error
-    raise ValueError(f"{path} is of format {written}, this version reads up to {FORMAT}; update it to go on")
-
-
-def _check(plan: Plan) -> None:
-    """Raises ValueError, KeyError, TypeError or AttributeError where a stored plan does not hold what a plan does."""
-    for name, kind in get_type_hints(Plan).items():
-        kind = get_origin(kind) or kind
-        value = getattr(plan, name)
-        if not isinstance(value, int | float if kind is float else kind):
-            raise ValueError(f"{name} is {value!r}, expected {kind.__name__}")
-    for name, value in plan.place.items():
-        if not isinstance(value, str):
-            raise ValueError(f"place.{name} is {value!r}, expected a path")
-    for method in plan.search_space.methods:
-        if method not in plan.recipes:
-            raise ValueError(f"recipes have none of {method}")
-    for roles in plan.prepared.values():
-        Prepared.of(plan.where, roles)
-
-
-def _from_03(data: dict[str, Any]) -> dict[str, Any]:
-    recipes = {
-        method: before.today(values, find.recipe(method, data["benchmark"]))
-        for method, values in data["recipes"].items()
-    }
-    first = find.recipe(next(iter(recipes)), data["benchmark"])
-    return {**data, "recipes": recipes, "space_data": before.space_today(data["space_data"], first)}
-
-
-def _moved(plan: Plan, folder: Path) -> Plan:
-    """The plan in the storage where it was found: storages are copied, renamed and mounted elsewhere.
-
-    Raises:
-        ValueError: the sweep's own folder was renamed; its runs and its study are found by that name.
-    """
-    then, now = plan.place["storage"], str(folder.parent.parent)
-    if plan.sweep != folder.name:
-        raise ValueError(f"it is the plan of {plan.sweep}; give the folder that name again")
-    if str(folder) == plan.folder or plan.folder != f"{then}/sweeps/{folder.name}":
-        return plan
-    uri = plan.tracking_uri.replace(f"sqlite:///{then}/", f"sqlite:///{now}/")
-    return dataclasses.replace(plan, folder=str(folder), place={**plan.place, "storage": now}, tracking_uri=uri)
-
-
-def stored(name: str, benchmark: str | None = None, root: str = "") -> list[Plan]:
-    """All sweeps of a space (and benchmark) in the storage, newest last; one that cannot be read is left out.
-
-    It is told in a warning.
-    """
-    found = []
-    for plan in _all(name, benchmark, Path(root or storage(), "sweeps")):
-        if isinstance(plan, Plan):
-            found.append(plan)
-        else:
-            warnings.warn(f"{plan}; left out", stacklevel=2)
-    return found
-
-
-def _all(name: str, benchmark: str | None, folder: Path) -> list[Plan | ValueError]:
-    """The sweeps of a space (and benchmark), newest last; for one that cannot be read, why."""
-    found: list[tuple[float, int, Plan | ValueError]] = []
-    for path in folder.glob(f"{glob.escape(name)}-*/plan.json"):
-        if not (benchmark is None or path.parent.name.startswith(f"{name}-{benchmark}-")):
-            continue
-        plan: Plan | ValueError
-        try:
-            plan = read(path.parent)
-            if plan.space != name or benchmark not in (None, plan.benchmark):
-                continue
-        except ValueError as error:
-            plan = error
-        # Times of files are those of a copy where the storage was copied; of a damaged plan nothing else is known.
-        created = plan.created if isinstance(plan, Plan) else path.stat().st_mtime
-        found.append((created, _number(path.parent.name), plan))
-    return [plan for _, _, plan in sorted(found, key=lambda f: f[:2])]
-
-
-def latest(name: str, benchmark: str | None = None, single: str = "") -> Plan:
-    """The newest sweep of a space (and benchmark); ``single`` names the method where the plans are of single runs.
-
-    Raises:
-        ValueError: there is none, or the newest cannot be read.
-    """
-    found = _all(name, benchmark, Path(storage(), "sweeps"))
-    if found and isinstance(found[-1], ValueError):
-        raise found[-1]
-    if not found:
-        where = f" on {benchmark}" if benchmark else ""
-        what, command = ("run", f"train {single}") if single else ("sweep", f"sweep {name}")
-        raise ValueError(
-            f"no {what} {single or name}{where} in {storage()}; run python -m orchestrator.{command} first"
-        )
-    return found[-1]
-
-
 def code_facts() -> dict[str, str]:
     """Version, git commit and folder of the running code."""
     folder = Path(orchestrator.__file__).parent.parent
@@ -366,20 +184,3 @@ def code_facts() -> dict[str, str]:
         asked = subprocess.run(command, capture_output=True, text=True)
         commit = asked.stdout.strip() or commit
     return {"version": installed, "commit": commit, "code": str(folder)}
-
-
-def _new_folder(place: Place, stem: str) -> Path:
-    root = Path(place.folder("sweeps"))
-    root.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((_number(p.name) for p in root.glob(f"{stem}-*")), default=0)
-    while True:
-        try:
-            (root / f"{stem}-{number}").mkdir()
-            return root / f"{stem}-{number}"
-        except FileExistsError:  # another sweep took the number
-            number += 1
-
-
-def _number(name: str) -> int:
-    found = re.search(r"-(\d+)$", name)
-    return int(found[1]) if found else 0

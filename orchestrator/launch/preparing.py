@@ -6,9 +6,8 @@ same thing make it once: the second one says for whom it waits.
 
 import dataclasses
 import json
-import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 
 import torch
 
-from orchestrator import cache, checkpoint, find, tracking
-from orchestrator.launch import before, leases, study
+from orchestrator import cache, checkpoint, find, leases, mirror, store, tracking
+from orchestrator.launch import before, shelf, study
 from orchestrator.launch import plan as plans
 from orchestrator.launch.plan import Plan
 from orchestrator.launch.runner import Runner, driving
@@ -55,7 +54,7 @@ def prepared(plan: Plan, runner: Runner, bar: PreparationBar) -> Plan:
     preparation, then = Preparation(plan, runner, bar), fingerprints_then(plan)
     roles = _met_and_compared(preparation, needs_of(plan), then)
     plan = dataclasses.replace(plan, prepared=roles, facts=plans.code_facts())
-    plans.save(plan)
+    shelf.save(plan)
     return plan
 
 
@@ -120,7 +119,7 @@ class Preparation:
         after = self._meet_all(method, need.after)
         if need.trial is not None:
             return self._train(need, after)
-        with leases.held(_lease(self.place, need.key), self._waiting(need), need.title or need.kind):
+        with self._held(self.place.address("ready", f"{need.key}.lease"), need):
             found = self._there(need)
             if found is None:
                 values = {
@@ -149,8 +148,10 @@ class Preparation:
                 found |= dict(zip(shards, made, strict=True))
         return found
 
-    def _waiting(self, need: Need) -> Callable[[leases.Holder], None]:
-        return lambda holder: self.bar.line(f"{need.title or need.kind}: waiting for {holder}, who is making it")
+    def _held(self, lease: str, need: Need) -> Any:
+        what = need.title or need.kind
+        waiting = lambda holder: self.bar.line(f"{what}: waiting for {holder}, who is making it")  # noqa: E731
+        return leases.held(lease, waiting, what, self.bar.line)
 
     # --- Trainings ------------------------------------------------------------------------------------------------
 
@@ -158,15 +159,23 @@ class Preparation:
         """Trains a teacher as its own MLflow run, unless it is there: found by what decides it, wherever data lie."""
         content = {role: ready.fingerprint for role, ready in after.items()}
         key = digest([dict(need.made_from), content])[:32]
-        names = (key, before.teacher_folder(need.trial[2], content))
-        folders = [Path(self.place.folder("teachers", name)) for name in names if name is not None]
-        with leases.held(f"{folders[0]}.lease", self._waiting(need), need.title or need.kind):
+        names = [name for name in (key, before.teacher_folder(need.trial[2], content)) if name is not None]
+        folders = [Path(self.place.folder("teachers", name)) for name in names]
+        with self._held(self.place.address("teachers", f"{key}.lease"), need):
+            for name in names:
+                self._fetch(f"teachers/{name}/teacher.safetensors")
             stored = [folder for folder in folders if (folder / "teacher.json").exists()]
             if not stored:
                 self._train_now(need, key, folders[0])
+                mirror.publish(self.place, f"teachers/{key}/teacher.safetensors")
             ready = self._stored_teacher(need, (stored or folders)[0])
             enter(self.place, ready)
         return ready
+
+    def _fetch(self, path: str) -> None:
+        """Copies what an object storage has of a teacher."""
+        if self.place.remote and mirror.published(self.place, path):
+            mirror.fetch(self.place, path)
 
     def _stored_teacher(self, need: Need, folder: Path) -> Ready:
         """A teacher that was trained before; a damaged one is fetched again from its MLflow run."""
@@ -201,7 +210,7 @@ class Preparation:
             recipe = recipe_from(find.recipe(method, benchmark), values)
             self.bar.line(f"[bold]{need.title}[/bold], {recipe.train.epochs} epochs: trained now, kept for all sweeps")
             space = plans.single(method, recipe.train.seed, f"A teacher by {method} on {benchmark}.")
-            plan = plans.new_plan(
+            plan = shelf.new_plan(
                 f"teacher-{key[:8]}", space, f"teacher on {benchmark}", benchmark, {method: recipe}, self.place,
                 self.plan.tracking_uri, 1, 1, self.plan.workers, self.plan.gpus_per_worker,
             )  # fmt: skip
@@ -221,7 +230,7 @@ class Preparation:
 
     def _unfinished(self, key: str) -> Plan | None:
         """The plan of a training that somebody killed, also between its end and the copy of what it gave."""
-        for plan in reversed(plans.stored(f"teacher-{key[:8]}", root=self.place.storage)):
+        for plan in reversed(shelf.stored(f"teacher-{key[:8]}", root=self.place.storage)):
             records = study.records(plan)
             if any(r.status == "failed" or (r.status == "completed" and not _gives(plan, r)) for r in records):
                 continue
@@ -234,9 +243,12 @@ def make(values: Mapping[str, Any], device: str, progress: Report) -> dict[str, 
     place = Place(**values["place"])
     where = Where(place, 0, 1, torch.device(device))
     after = {role: Ready(**ready) for role, ready in values["after"].items()}
+    for ready in after.values():
+        mirror.fetch(place, ready.path)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ready = find.method(values["method"]).make(Need.of(values["need"]), after, where, progress)
+    mirror.publish(place, ready.path)
     told = [str(w.message) for w in caught if "cache" in str(w.message) or "cannot be read" in str(w.message)]
     return {"ready": ready.plain(), "warnings": told}
 
@@ -247,6 +259,8 @@ def make(values: Mapping[str, Any], device: str, progress: Report) -> dict[str, 
 def look_up(place: Place, key: str, verify: bool = False) -> Ready | None:
     """What the ledger has for a key, if it is still there; ``verify`` also compares the content of caches."""
     ready = _entered(place, key)
+    if ready is not None and place.remote:
+        return ready if mirror.published(place, ready.path) else None  # compared where it is fetched
     if ready is None or not Path(place.folder(ready.path)).exists():
         return None
     path = Path(place.folder(ready.path))
@@ -264,18 +278,14 @@ def look_up(place: Place, key: str, verify: bool = False) -> Ready | None:
 
 def _entered(place: Place, key: str) -> Ready | None:
     try:
-        return Ready(**json.loads(Path(place.folder("ready", f"{key}.json")).read_text()))
-    except (OSError, ValueError, TypeError):
+        return Ready(**json.loads(store.read(place.address("ready", f"{key}.json")) or b""))
+    except (ValueError, TypeError):
         return None
 
 
 def enter(place: Place, ready: Ready) -> None:
     """Writes the ledger."""
-    path = Path(place.folder("ready", f"{ready.key}.json"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".tmp-{os.getpid()}")
-    partial.write_text(json.dumps(ready.plain(), indent=1))
-    os.replace(partial, path)
+    store.write(place.address("ready", f"{ready.key}.json"), json.dumps(ready.plain(), indent=1).encode())
 
 
 def status(plan: Plan) -> tuple[list[str], list[str]]:
@@ -357,10 +367,6 @@ def for_scoring(
 
 def _key(needs: Mapping[str, Need], role: str) -> str:
     return needs[role].key if role in needs else ""
-
-
-def _lease(place: Place, key: str) -> Path:
-    return Path(place.folder("ready", f"{key}.lease"))
 
 
 def _gives(plan: Plan, record: plans.TrialRecord) -> bool:

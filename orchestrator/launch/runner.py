@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from orchestrator import checkpoint
-from orchestrator.launch import leases, study, trial
+from orchestrator import checkpoint, leases
+from orchestrator.launch import study, trial
 from orchestrator.launch.plan import Plan, TrialRecord
 from orchestrator.needs import Report
 from orchestrator.progress import Board
@@ -142,7 +142,7 @@ def driving(plan: Plan) -> Any:
     Raises:
         ValueError: another process runs it.
     """
-    return leases.held(Path(plan.folder) / "driver.lease", what=f"the sweep {plan.sweep}")
+    return leases.held(plan.where.address("sweeps", plan.sweep, "driver.lease"), what=f"the sweep {plan.sweep}")
 
 
 def resolved(function: str) -> Any:

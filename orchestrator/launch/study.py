@@ -15,8 +15,8 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator import tracking
-from orchestrator.launch import before
+from orchestrator import store, tracking
+from orchestrator.launch import before, shelf
 from orchestrator.launch.plan import Plan, TrialRecord
 from search_spaces._space import Choice, Float, Int, SearchSpace
 
@@ -238,9 +238,9 @@ def _opened(plan: Plan, space: SearchSpace) -> optuna.Study:
     """The study on disk, created on first use with the points that are run in any case."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{plan.folder}/study.db")
     study = optuna.create_study(
-        storage=storage, study_name=plan.sweep, direction="maximize", load_if_exists=True,
+        storage=_database(plan), study_name=plan.tag if plan.study else plan.sweep,
+        direction="maximize", load_if_exists=True,
         sampler=optuna.samplers.RandomSampler(seed=0),  # samples nothing: every point is enqueued
     )  # fmt: skip
     table = space.table()
@@ -248,6 +248,24 @@ def _opened(plan: Plan, space: SearchSpace) -> optuna.Study:
         for point in table:  # a kill may have come between two of them
             study.enqueue_trial(point, user_attrs={"given": True}, skip_if_exists=True)
     return study
+
+
+def _database(plan: Plan) -> optuna.storages.RDBStorage:
+    """Where the study is: SQLite in the sweep's folder, or the database of ``OPTUNA_STORAGE``.
+
+    Raises:
+        ValueError: the database does not answer.
+    """
+    if not plan.study:
+        return optuna.storages.RDBStorage(f"sqlite:///{plan.folder}/{shelf.BEGUN}")
+    try:
+        # A connection is tried before it is used: the server may have been restarted.
+        found = optuna.storages.RDBStorage(plan.study, engine_kwargs={"pool_pre_ping": True})
+    except Exception as error:  # whatever a driver raises, the address matters
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"OPTUNA_STORAGE={plan.study} cannot be used: {first}") from error
+    store.write(f"{plan.folder}/{shelf.BEGUN}", b"")
+    return found
 
 
 def _point(plan: Plan, frozen: FrozenTrial) -> dict[str, Any]:

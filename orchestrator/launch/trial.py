@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator import find
+from orchestrator import find, mirror
 from orchestrator.launch import before
 from orchestrator.launch.plan import Plan
 from orchestrator.needs import Place, Prepared
@@ -97,6 +97,8 @@ def work(
     if device == "cpu":
         torch.set_num_threads(job["threads"])
     place = Place(**job["place"])
+    for ready in job["prepared"].values():
+        mirror.fetch(place, ready["path"])
     where = Where(place, rank, world, torch.device(device))
     method = find.method(job["method"])
     recipe = recipe_from(find.recipe(job["method"], job["benchmark"]), job["recipe"])

@@ -102,6 +102,6 @@ def swept(storage, data, trained) -> str:
 @pytest.fixture
 def best(swept):
     """The record of the sweep's best trial."""
-    from orchestrator.launch import plan, study
+    from orchestrator.launch import shelf, study
 
-    return study.ranked(study.records(plan.latest("d3still_alpha")))[0]
+    return study.ranked(study.records(shelf.latest("d3still_alpha")))[0]

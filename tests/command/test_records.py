@@ -11,8 +11,7 @@ from command.typed import call, error, replaced, settings, storage_at
 
 from models.network import rebuild
 from orchestrator import checkpoint, evaluate, export, report, tracking, train
-from orchestrator.launch import plan as plans
-from orchestrator.launch import study
+from orchestrator.launch import shelf, study
 
 
 def scores(shown: str) -> dict[str, tuple[float, float]]:
@@ -27,7 +26,7 @@ def pruned(storage, data, teachers) -> str:
     with storage_at(storage):
         arguments = settings("sureid", **{"teacher.weights": teachers("sureid")})
         call(train.main, "sureid", *data, *arguments)
-        (record,) = study.records(plans.latest("train-sureid", single="sureid"))
+        (record,) = study.records(shelf.latest("train-sureid", single="sureid"))
     return record.run_id
 
 
@@ -60,7 +59,7 @@ def test_other_data_or_a_teacher_that_is_gone_are_refused_when_a_student_is_scor
 
 
 def test_a_cache_that_is_damaged_is_named_and_made_again(best, storage):
-    plan = plans.latest("d3still_alpha")
+    plan = shelf.latest("d3still_alpha")
     rows = storage / plan.prepared["all"]["gallery embeddings"]["path"]
     file = next(rows.rglob("data.arrow"))
     whole = file.read_bytes()
@@ -120,7 +119,7 @@ def test_a_report_is_one_file_and_has_one_summary_run(swept, best, tmp_path):
     assert "http://" not in html and "https://" not in html  # self-contained
     assert (tmp_path / "report.md").read_text().startswith("# d3still_alpha on folder")
     assert {"training.png", "retrieval.png"} <= {p.name for p in (tmp_path / "figures").iterdir()}
-    plan = plans.latest("d3still_alpha")
+    plan = shelf.latest("d3still_alpha")
     (summary,) = tracking.runs_of(plan.tracking_uri, plan.tag, "summary")
     assert summary.info.run_id in shown and summary.info.status == "FINISHED"
     assert summary.data.metrics["summary/map"] == best.value and "teacher/map" in summary.data.metrics

@@ -15,7 +15,7 @@ from PIL import Image
 
 import search_spaces
 from orchestrator import evaluate, export, report, sweep, teacher, tracking, train
-from orchestrator.launch import asked, study
+from orchestrator.launch import asked, shelf, study
 from orchestrator.launch import plan as plans
 
 OWN = """
@@ -121,11 +121,11 @@ def test_a_network_that_has_a_module_twice_is_stored(data, trained, own_module):
 
 
 def test_a_sweep_that_is_refused_in_its_preparation_does_not_hide_the_one_before(data, swept, teachers, storage):
-    before = plans.latest("d3still_alpha").sweep
+    before = shelf.latest("d3still_alpha").sweep
     wrong = settings("d3still", **{"labelled.identities_per_batch": 17, "mode": "repo"})
     assert "is more than the 16 identities" in error(sweep.main, "d3still_alpha", *data, "--trials", 1, *wrong)
-    assert plans.latest("d3still_alpha").sweep == before
-    assert len(list(storage.glob("sweeps/d3still_alpha-folder-*"))) == len(plans.stored("d3still_alpha"))
+    assert shelf.latest("d3still_alpha").sweep == before
+    assert len(list(storage.glob("sweeps/d3still_alpha-folder-*"))) == len(shelf.stored("d3still_alpha"))
 
 
 def test_weights_of_another_network_say_how_many_tensors_fit_before_a_teacher_is_trained(empty, data, tmp_path):
@@ -244,7 +244,7 @@ def test_a_space_of_ones_own_may_vary_a_size(data, trained, tmp_path, monkeypatc
     arguments = settings("fitnet", **{"student.size": None, "train.epochs": 1})
     call(sweep.main, "own_sizes", *data, "--trials", 1, *arguments)
     call(sweep.main, "own_sizes", "--on", "folder", "--resume", "--in-process", "--trials", 4)
-    plan = plans.latest("own_sizes")
+    plan = shelf.latest("own_sizes")
     records = study.records(plan)
     assert [r.status for r in records] == ["completed"] * 4
     assert records[0].point == {"student.size": "12x20"}

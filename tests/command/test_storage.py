@@ -15,8 +15,7 @@ from command.typed import call, error, replaced, settings, storage_at
 
 from orchestrator import evaluate, export, find, report, sweep, tracking, train
 from orchestrator.datasets import demo
-from orchestrator.launch import plan as plans
-from orchestrator.launch import study
+from orchestrator.launch import shelf, study
 from orchestrator.needs import Place
 from orchestrator.recipe import changed
 
@@ -39,11 +38,11 @@ def test_a_storage_that_was_moved_is_used_where_it_is(storage, swept, best, root
             call(export.main, best.run_id, "--to", tmp_path / "out")
             assert list((tmp_path / "out").glob("*.safetensors"))
             assert str(there) in call(report.main, "d3still_alpha").output
-            plan = plans.latest("d3still_alpha")
+            plan = shelf.latest("d3still_alpha")
             resume = ["d3still_alpha", "--on", "folder", "--resume", "--in-process", "--trials", 3]
             shown = call(sweep.main, *resume).output
             assert shown.count("started:") == 1 and "trained now" not in shown and "decoding" not in shown
-            found = study.records(plans.latest("d3still_alpha"))
+            found = study.records(shelf.latest("d3still_alpha"))
             assert [r.status for r in found] == ["completed"] * 3
             assert found[best.number].run_id == best.run_id
             assert "(logged" in call(evaluate.main, found[2].run_id).output
@@ -84,7 +83,7 @@ LOGGED = {"val/map": 0.013926, "val/rank1": 0.009375, "val/rank3": 0.025, "val/r
 
 @pytest.mark.slow
 def test_a_sweep_of_the_version_before_is_read_scored_and_taken_away(old, tmp_path):
-    plan = plans.latest("d3still_beta_gamma")
+    plan = shelf.latest("d3still_beta_gamma")
     found = study.records(plan)
     assert [(r.status, r.epochs) for r in found] == [("completed", 2)] * 3
     assert [round(r.value, 4) for r in found] == [0.0139, 0.0131, 0.0149]
@@ -109,10 +108,10 @@ def test_a_sweep_of_the_version_before_goes_on_with_its_teacher(old):
     (weights,) = (old / "teachers").glob("*/teacher.safetensors")
     with replaced(weights, weights.read_bytes()[:-4] + b"\0\0\0\0"):
         assert "the teacher is not the one of the record" in error(sweep.main, *resume)
-    before = study.records(plans.latest("d3still_beta_gamma"))
+    before = study.records(shelf.latest("d3still_beta_gamma"))
     assert len(before) == 3
     shown = call(sweep.main, *resume).output
-    found = study.records(plans.latest("d3still_beta_gamma"))
+    found = study.records(shelf.latest("d3still_beta_gamma"))
     assert found[:3] == before and [r.status for r in found] == ["completed"] * 4
     assert shown.count("started:") == 1 and "trial 3 started:" in shown and "trained now" not in shown
     assert contents(old / "teachers") == teachers
@@ -125,7 +124,7 @@ def holder(**values) -> str:
 
 def test_what_a_process_on_another_host_holds_is_left_to_it(storage, swept, data, trained):
     """Its sweep; and, where it has not been heard for a minute, what it was making."""
-    lease = Path(plans.latest("d3still_alpha").folder) / "driver.lease"
+    lease = Path(shelf.latest("d3still_alpha").folder) / "driver.lease"
     lease.write_text(holder())
     line = error(sweep.main, "d3still_alpha", "--on", "folder", "--resume", "--in-process")
     assert "the sweep d3still_alpha-folder-1 is being run by process 4711 on another-host, since" in line

@@ -8,7 +8,7 @@ from command.typed import error
 
 from orchestrator import find, sweep
 from orchestrator.launch import plan as plans
-from orchestrator.launch import preparing
+from orchestrator.launch import preparing, shelf
 from orchestrator.launch.runner import driving
 from orchestrator.launch.study import Study
 from orchestrator.recipe import flat
@@ -42,7 +42,7 @@ def test_suggestions_do_not_depend_on_when_a_sweep_was_interrupted(tmp_path):
 
 def test_one_driver_at_a_time(swept, monkeypatch):
     """And it alone prepares."""
-    plan = plans.latest("d3still_alpha")
+    plan = shelf.latest("d3still_alpha")
     monkeypatch.setattr(preparing, "prepared", lambda *arguments: pytest.fail("prepared beside another driver"))
     with driving(plan):
         line = error(sweep.main, "d3still_alpha", "--on", "folder", "--resume", "--in-process")
@@ -58,11 +58,11 @@ def test_plans_of_the_first_version_are_read(tmp_path):
            "recipe": {"dataset": "demo", "weight": 2.0, "epochs": 7, "teacher_epochs": 3}, "place": {"storage": ""},
            "tracking_uri": "", "trials": 1, "space_data": space}  # fmt: skip
     (folder / "plan.json").write_text(json.dumps(old))
-    plan = plans.read(folder)
+    plan = shelf.read(folder)
     recipe = plan.base_recipe("fitnet")
     assert (recipe.weight, recipe.train.epochs, recipe.teacher.train.epochs) == (2.0, 7, 3)
-    plans.save(plan)
-    assert plans.read(folder) == plan and plan.format == plans.FORMAT
+    shelf.save(plan)
+    assert shelf.read(folder) == plan and plan.format == plans.FORMAT
 
 
 @pytest.mark.parametrize("files", [0, 1])

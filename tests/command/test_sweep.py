@@ -11,12 +11,12 @@ from command.typed import call, error, nothing_written, replaced, settings, stor
 
 from orchestrator import evaluate, find, report, sweep, tracking
 from orchestrator.launch import plan as plans
-from orchestrator.launch import study
+from orchestrator.launch import shelf, study
 from orchestrator.progress import Board
 
 
 def records(name: str) -> list[plans.TrialRecord]:
-    return study.records(plans.latest(name))
+    return study.records(shelf.latest(name))
 
 
 def ends(name: str) -> list[tuple[str, int]]:
@@ -65,7 +65,7 @@ def test_a_sweep_says_what_it_did_and_records_it(swept):
                  "python -m orchestrator.report d3still_alpha --on folder"):  # fmt: skip
         assert part in swept, part
     assert "trained now" not in swept  # the teacher was there
-    plan, found = plans.latest("d3still_alpha"), records("d3still_alpha")
+    plan, found = shelf.latest("d3still_alpha"), records("d3still_alpha")
     assert [r.point for r in found] == [{"alpha": 100.0}, {"alpha": 50.0}]
     assert all(r.run_id in swept for r in found)
     run = tracking.runs_of(plan.tracking_uri, plan.tag)[0]
@@ -102,7 +102,7 @@ def test_weak_trials_are_stopped_early(data, trained, monkeypatch):
     shown = call(sweep.main, "rates", *data, "--trials", 3, *arguments).output
     assert ends("rates") == [("completed", 4), ("pruned", 1), ("pruned", 1)]
     assert "1 completed, 2 stopped early, 0 failed" in shown and "trial 1 pruned after epoch 1" in shown
-    plan = plans.latest("rates")
+    plan = shelf.latest("rates")
     runs = tracking.runs_of(plan.tracking_uri, plan.tag)
     assert [r.data.tags["orch.status"] for r in runs] == ["completed", "pruned", "pruned"]
     assert all(r.info.status == "FINISHED" for r in runs)
@@ -118,7 +118,7 @@ def test_a_table_with_seeds_in_which_a_row_explodes(data, trained):
     assert found["good", 0].metrics["train/loss"] != found["good", 1].metrics["train/loss"]
     message = found["explodes", 1].message
     assert "the loss is not finite in epoch" in message and "images: train/" in message
-    plan = plans.latest("ends")
+    plan = shelf.latest("ends")
     status = {r.info.run_id: r.info.status for r in tracking.runs_of(plan.tracking_uri, plan.tag)}
     assert status[found["explodes", 0].run_id] == "FAILED" and status[found["good", 0].run_id] == "FINISHED"
     with pytest.raises(ValueError, match="has no student"):
@@ -171,7 +171,7 @@ def test_a_sweep_that_was_interrupted_goes_on_to_the_same_numbers(interrupted):
     assert "interrupted-folder-1: 1 of 2 trials are finished" in call(sweep.main, *resume, "--dry-run").output
     shown = call(sweep.main, *resume).output
     assert shown.count("started:") == 1 and "trial 1 completed after epoch 3" in shown
-    found, plan = records("interrupted"), plans.latest("interrupted")
+    found, plan = records("interrupted"), shelf.latest("interrupted")
     assert [r.run_id for r in found] == [r.run_id for r in before] and found[0] == before[0]
     for ours, whole in zip(found, records("d3still_alpha"), strict=True):
         assert {k: v for k, v in ours.metrics.items() if not k.startswith("perf/")} == {
@@ -254,7 +254,7 @@ def test_a_method_in_every_row(data, trained, monkeypatch):
     )
     shown = call(sweep.main, *arguments).output
     assert "trained now" not in shown and "3 completed" in shown
-    plan = plans.latest("asymmetric_baselines")
+    plan = shelf.latest("asymmetric_baselines")
     runs = {r.data.tags["orch.point.cell"]: r for r in tracking.runs_of(plan.tracking_uri, plan.tag)}
     assert {name: r.data.tags["orch.method"] for name, r in runs.items()} == {
         "D3still": "d3still", "VanillaKD": "vanillakd", "CSD": "csd"}  # fmt: skip
@@ -302,13 +302,13 @@ def test_bad_words_are_refused_before_anything_starts(empty, arguments, message)
 
 
 def test_more_than_this_process_has_is_refused(data, swept):
-    known = len(plans.stored("d3still_alpha"))
+    known = len(shelf.stored("d3still_alpha"))
     for arguments, message in (
         (["--workers", "2"], "--in-process runs one worker, this run has --workers 2; leave one of them away"),
         (["--gpus-per-worker", "64"], "--gpus-per-worker 64: this process sees no GPU"),
     ):
         assert message in error(sweep.main, "d3still_alpha", *data, *settings("d3still"), *arguments)
-    assert len(plans.stored("d3still_alpha")) == known
+    assert len(shelf.stored("d3still_alpha")) == known
 
 
 def test_data_that_are_not_there_say_how_they_must_look(swept, tmp_path):

@@ -7,15 +7,14 @@ import pytest
 from command.typed import call, error, settings, storage_at
 
 from orchestrator import teacher, tracking, train
-from orchestrator.launch import plan as plans
-from orchestrator.launch import study
+from orchestrator.launch import shelf, study
 from orchestrator.progress import Board
 
 
 def test_a_single_run_ends_with_its_metrics(data, trained):
     shown = call(train.main, "fitnet", *data, *settings("fitnet", **{"train.epochs": 1}), "--set", "seed=3").output
     assert "val/map" in shown and "MLflow run" in shown and "trained now" not in shown
-    plan = plans.latest("train-fitnet", single="fitnet")
+    plan = shelf.latest("train-fitnet", single="fitnet")
     (record,) = study.records(plan)
     assert record.point == {"cell": "run", "seed": 3} and record.run_id in shown
     again = call(train.main, "fitnet", "--on", "folder", "--resume", "--in-process").output
@@ -38,7 +37,7 @@ def test_a_run_without_a_teacher_that_was_interrupted_goes_on(data, monkeypatch)
         arguments = settings("supervised", **{"run.checkpoint_every": 1, "train.epochs": 2})
         line = error(train.main, "supervised", *data, *arguments, code=130)
     assert line == "interrupted; the same command with --resume goes on"
-    plan = plans.latest("train-supervised", single="supervised")
+    plan = shelf.latest("train-supervised", single="supervised")
     (run,) = tracking.runs_of(plan.tracking_uri, plan.tag)
     assert run.info.status == "RUNNING"
     shown = call(train.main, "supervised", "--on", "folder", "--resume", "--in-process").output
@@ -64,7 +63,7 @@ def test_a_teacher_is_trained_once_and_found_again(data, trained, storage):
     assert again.splitlines()[-1] == trained.splitlines()[-1]
     path = Path(again.splitlines()[-1].removeprefix("teacher: "))
     assert path.is_file() and path.with_suffix(".classifier.safetensors").is_file()
-    plan = plans.latest(f"teacher-{path.parent.name[:8]}")
+    plan = shelf.latest(f"teacher-{path.parent.name[:8]}")
     (run,) = tracking.runs_of(plan.tracking_uri, plan.tag)
     assert run.data.tags["orch.method"] == "supervised" and run.info.status == "FINISHED"
     # Another method under the same teacher, and how fast it runs, make no other one.

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import tracking
-from orchestrator.launch import leases, study
-from orchestrator.launch import plan as plans
+from orchestrator.launch import leases, shelf, study
 
 pytestmark = [pytest.mark.slow, pytest.mark.night]
 ROOT = Path(__file__).parents[2]
@@ -66,7 +65,7 @@ def finish(process: subprocess.Popen, seconds: float = 600) -> str:
 def table(storage: Path, name: str):
     """Trial number -> (point, status, value, epochs), its metrics, and the MLflow runs."""
     (folder,) = storage.glob(f"sweeps/{name}-*")
-    plan = plans.read(folder)
+    plan = shelf.read(folder)
     records = study.records(plan)
     rows = {r.number: (r.point, r.status, r.value, r.epochs) for r in records}
     metrics = {r.number: {k: v for k, v in r.metrics.items() if not k.startswith("perf/")} for r in records}
@@ -147,7 +146,7 @@ def test_two_sweeps_that_want_one_teacher_train_it_once(killed, settings, tmp_pa
     """One trains it, the other says for whom it waits and goes on; with the holder killed, the other takes over."""
     storage, go, said = tmp_path / "runs", tmp_path / "go", tmp_path / "second.txt"
     first = start(storage, str(go), *settings, code=PATIENT)
-    wait_for(lambda: list(storage.glob("teachers/*.lease")), 240, first)
+    wait_for(lambda: list(storage.glob("teachers/*.lease-*")), 240, first)
     with open(said, "w") as output:
         command = [sys.executable, "-u", "-m", "orchestrator.sweep", *settings]
         second = subprocess.Popen(command, env=environment(storage), stdout=output, stderr=subprocess.STDOUT)
@@ -163,7 +162,8 @@ def test_two_sweeps_that_want_one_teacher_train_it_once(killed, settings, tmp_pa
     assert len(trained) == int(killed)
     assert len(list(storage.glob("teachers/*/teacher.json"))) == 1
     assert len(list(storage.glob("sweeps/teacher-*"))) == 1
-    left = [leases.read(path) for path in storage.glob("**/*.lease")]  # the killed sweep's own
+    paths = [str(path).rpartition("-")[0] for path in storage.glob("**/*.lease-*")]
+    left = [holder for path in paths if (holder := leases.read(path))]  # the killed sweep's own
     assert len(left) == int(killed) and all(holder.is_gone for holder in left)
 
 
@@ -239,7 +239,7 @@ settings = {dict(tiny_settings)!r} | {{"teacher.weights": {str(tiny_teacher)!r},
     "train.warmup_epochs": 0, "train.constant_epochs": 8}}
 recipe = changed(find.recipe("d3still", "folder"), settings)
 quiet = Console(file=io.StringIO())
-plan = plans.new_plan("x", space, "x", "folder", {{"d3still": recipe}}, place, tracking.tracking_uri(place.storage),
+plan = shelf.new_plan("x", space, "x", "folder", {{"d3still": recipe}}, place, tracking.tracking_uri(place.storage),
                       4, 2, 1, 0.0)
 with on_ray.connected(dashboard={dashboard}) as runner:
     plan = preparing.prepared(plan, runner, PreparationBar(quiet))

@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator import on_ray, tracking
-from orchestrator.launch import plan as plans
-from orchestrator.launch import preparing, study
+from orchestrator.launch import preparing, shelf, study
 from orchestrator.launch.plan import Plan
 from orchestrator.progress import Board, PreparationBar
 from orchestrator.recipe import flat
@@ -26,7 +25,7 @@ def quiet() -> Console:
 def new_plan(place, recipe, space: SearchSpace, trials: int, **options) -> Plan:
     uri = tracking.tracking_uri(place.storage)
     options = {"concurrent": 2, "workers": 1, "gpus": 0.0} | options
-    return plans.new_plan("test", space, "test", "folder", {"d3still": recipe}, place, uri, trials, **options)
+    return shelf.new_plan("test", space, "test", "folder", {"d3still": recipe}, place, uri, trials, **options)
 
 
 def prepared(plan: Plan, runner: on_ray.OnRay) -> Plan:

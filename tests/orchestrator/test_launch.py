@@ -1,22 +1,17 @@
-"""What a sweep is, without running one: plans of two versions, leases, and the study that decides what runs."""
+"""What a sweep is, without running one: plans of two versions, and the study that decides what runs."""
 
 import dataclasses
 import json
 import os
 import random
 import shutil
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from orchestrator import find
-from orchestrator.launch import asked, before, leases, study
+from orchestrator.launch import asked, before, shelf, study
 from orchestrator.launch import plan as plans
-from orchestrator.launch.leases import Holder, Taken, held
 from orchestrator.launch.study import Rungs, Study
 from orchestrator.recipe import changed, differing, fields_of, flat, recipe_from
 from search_spaces._space import Choice, Float, Int, SearchSpace
@@ -41,7 +36,7 @@ def planned(storage):
     def make(space: SearchSpace = ALPHA, name: str = "mine", trials: int | None = None, **settings) -> plans.Plan:
         recipes, place = asked.resolve(space, "demo", settings, None, "")
         total = trials or (len(space.table()) if space.cells else space.trials)
-        return plans.new_plan(name, space, f"{name} on demo", "demo", recipes, place, "sqlite://", total, 4, 1, 0.0)
+        return shelf.new_plan(name, space, f"{name} on demo", "demo", recipes, place, "sqlite://", total, 4, 1, 0.0)
 
     return make
 
@@ -118,7 +113,7 @@ def test_a_space_of_03_varies_the_fields_of_today():
 
 def test_a_plan_of_03_is_read_stored_and_read_again(old, storage):
     folder = old("v030_sweep", "d3still_beta_gamma-demo-1")
-    plan = plans.read(folder)
+    plan = shelf.read(folder)
     recipe = plan.base_recipe("d3still")
     assert (recipe.student.size, recipe.student.width, recipe.train.epochs) == ((16, 16), 0.0625, 2)
     assert (recipe.teacher.train.epochs, recipe.teacher.network.width, recipe.views) == (1, 0.0625, "clean")
@@ -134,12 +129,12 @@ def test_a_plan_of_03_is_read_stored_and_read_again(old, storage):
         "train": 1, "query": 1, "gallery": 1, "classes": 1, "teacher": 1
     }  # fmt: skip
     assert plan.format == plans.FORMAT
-    plans.save(plan)
-    assert plans.read(folder) == plan and json.loads((folder / "plan.json").read_text())["format"] == plans.FORMAT
+    shelf.save(plan)
+    assert shelf.read(folder) == plan and json.loads((folder / "plan.json").read_text())["format"] == plans.FORMAT
 
 
 def test_a_teacher_of_03_is_found_by_the_name_it_had(old):
-    plan = plans.read(old("v030_teacher", "teacher-cef3e3a6-demo-1"))
+    plan = shelf.read(old("v030_teacher", "teacher-cef3e3a6-demo-1"))
     (train,) = before.fingerprints(plan.facts)["train"]
     values = flat(plan.base_recipe("supervised"))
     assert before.teacher_folder(values, {"train": train}) == "cef3e3a621d2cb6d07ed59e4a476dca0"
@@ -153,7 +148,7 @@ def test_a_plan_of_02_had_one_method(old):
     data = json.loads((folder / "plan.json").read_text())
     ((data["method"], data["recipe"]),) = data.pop("recipes").items()
     (folder / "plan.json").write_text(json.dumps(data))
-    assert plans.read(folder).base_recipe("supervised").embedding_dim == 8
+    assert shelf.read(folder).base_recipe("supervised").embedding_dim == 8
 
 
 # --- Plans on disk ----------------------------------------------------------------------------------------------------
@@ -161,7 +156,7 @@ def test_a_plan_of_02_had_one_method(old):
 
 def test_a_plan_is_read_as_it_was_stored(planned):
     plan = planned(**{"student.size": "48x32"})
-    assert plans.read(Path(plan.folder)) == plan
+    assert shelf.read(Path(plan.folder)) == plan
     assert (plan.sweep, plan.concurrent, plan.metric) == ("mine-demo-1", 4, "val/map")
     assert plan.base_recipe("fitnet").student.size == (48, 32) and plan.search_space == ALPHA
     assert plan.tag == f"mine-demo-1-{plan.key[:8]}" and planned().sweep == "mine-demo-2"
@@ -200,40 +195,40 @@ def test_a_plan_that_cannot_be_read_says_why(storage, planned, text, message):
         text = json.dumps(json.loads((folder / "plan.json").read_text()) | text)
     (folder / "plan.json").write_text(text)
     with pytest.raises(ValueError, match=message) as error:
-        plans.read(folder)
+        shelf.read(folder)
     assert "\n" not in str(error.value) and str(storage) in str(error.value)
 
 
 def test_a_storage_that_was_moved_is_found_again(planned, storage, tmp_path):
     plan = dataclasses.replace(planned(), tracking_uri=f"sqlite:///{storage}/mlflow.db")
-    plans.save(plan)
+    shelf.save(plan)
     storage.rename(tmp_path / "elsewhere")
-    moved = plans.read(tmp_path / "elsewhere" / "sweeps" / plan.sweep)
+    moved = shelf.read(tmp_path / "elsewhere" / "sweeps" / plan.sweep)
     assert moved.folder == str(tmp_path / "elsewhere" / "sweeps" / plan.sweep)
     assert moved.place["storage"] == str(tmp_path / "elsewhere")
     assert moved.tracking_uri == f"sqlite:///{tmp_path}/elsewhere/mlflow.db" and moved.key == plan.key
     server = dataclasses.replace(moved, tracking_uri="http://server:5000")
-    assert plans._moved(server, tmp_path / "third" / "sweeps" / plan.sweep).tracking_uri == "http://server:5000"
+    assert shelf._moved(server, tmp_path / "third" / "sweeps" / plan.sweep).tracking_uri == "http://server:5000"
 
 
 def test_a_copied_storage_has_the_same_newest_sweep(planned, storage, tmp_path, monkeypatch):
     """Whatever order the copy has written its files in."""
     last = [planned() for _ in range(11)][-1]
-    plans.save(plans.read(Path(planned(name="other").folder)))
+    shelf.save(shelf.read(Path(planned(name="other").folder)))
     for path in sorted(storage.glob("sweeps/mine-*/plan.json")):
         shutil.copytree(path.parent, tmp_path / "copy" / "sweeps" / path.parent.name)
     monkeypatch.setenv("ORCHESTRATOR_STORAGE", str(tmp_path / "copy"))
-    assert last.sweep == "mine-demo-11" == plans.latest("mine", "demo").sweep
+    assert last.sweep == "mine-demo-11" == shelf.latest("mine", "demo").sweep
 
 
 @pytest.mark.parametrize("name", ["a%20b", "what?x", "a%2Fb"])
 def test_a_storage_that_no_database_could_be_in_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setenv("ORCHESTRATOR_STORAGE", str(tmp_path / name))
     with pytest.raises(ValueError, match="set ORCHESTRATOR_STORAGE to another folder"):
-        plans.storage()
+        shelf.storage()
     for fine in ("100% of [it] #1", "ä b"):
         monkeypatch.setenv("ORCHESTRATOR_STORAGE", str(tmp_path / fine))
-        assert plans.storage() == str(tmp_path / fine)
+        assert shelf.storage() == str(tmp_path / fine)
 
 
 def test_a_renamed_folder_is_not_taken_for_the_original(planned, storage, tmp_path):
@@ -242,7 +237,7 @@ def test_a_renamed_folder_is_not_taken_for_the_original(planned, storage, tmp_pa
     shutil.copytree(storage, tmp_path / "copy")
     renamed = (tmp_path / "copy" / "sweeps" / plan.sweep).rename(tmp_path / "copy" / "sweeps" / "mine-demo-7")
     with pytest.raises(ValueError, match=rf"it is the plan of {plan.sweep}; give the folder that name again"):
-        plans.read(renamed)
+        shelf.read(renamed)
 
 
 def test_a_damaged_plan_does_not_block_its_neighbours(planned):
@@ -251,21 +246,21 @@ def test_a_damaged_plan_does_not_block_its_neighbours(planned):
     damaged.write_text("{")
     os.utime(damaged, (first.created, first.created))
     with pytest.warns(UserWarning, match=rf"{first.sweep}/plan.json cannot be read: .*; left out"):
-        assert [plan.sweep for plan in plans.stored("mine")] == [second.sweep]
-    assert plans.latest("mine", "demo").key == second.key and plans.latest("other").key == third.key
+        assert [plan.sweep for plan in shelf.stored("mine")] == [second.sweep]
+    assert shelf.latest("mine", "demo").key == second.key and shelf.latest("other").key == third.key
     Path(second.folder, "plan.json").write_text("{")
     with pytest.raises(ValueError, match=f"{second.sweep}/plan.json cannot be read"):
-        plans.latest("mine", "demo")
+        shelf.latest("mine", "demo")
 
 
 def test_the_newest_sweep_of_a_name_and_benchmark_is_the_latest(planned):
     first, second, other = planned(), planned(), planned(name="mine-too")
-    assert [plan.sweep for plan in plans.stored("mine")] == [first.sweep, second.sweep]
-    assert plans.latest("mine", "demo").key == second.key and plans.latest("mine-too").key == other.key
+    assert [plan.sweep for plan in shelf.stored("mine")] == [first.sweep, second.sweep]
+    assert shelf.latest("mine", "demo").key == second.key and shelf.latest("mine-too").key == other.key
     with pytest.raises(ValueError, match=r"no sweep mine on sop in .*; run python -m orchestrator.sweep mine first"):
-        plans.latest("mine", "sop")
+        shelf.latest("mine", "sop")
     with pytest.raises(ValueError, match=r"no run fitnet in .*; run python -m orchestrator.train fitnet first"):
-        plans.latest("one", single="fitnet")
+        shelf.latest("one", single="fitnet")
 
 
 def test_a_resumed_sweep_must_be_asked_for_as_it_was(planned, tmp_path):
@@ -369,178 +364,6 @@ def test_variants_are_rows_of_a_table_or_combinations_of_choices(planned):
     assert list(plans.variants(planned())) == ["all"] and plans.variant_of(ALPHA, {"weight": 1.0}) == "all"
 
 
-# --- Leases -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def lease(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(leases, "_LOOK_SECONDS", 0.01)
-    return tmp_path / "ready" / "teacher.lease"
-
-
-def write(path: Path, holder: Holder) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(holder)))
-
-
-@pytest.mark.parametrize("error", [None, OSError("disk full")])
-def test_a_lease_is_held_in_the_block_and_given_back(lease, error):
-    try:
-        with held(lease):
-            assert leases.read(lease).pid == os.getpid() and not leases.read(lease).is_gone
-            if error:
-                raise error
-    except OSError as raised:
-        assert raised is error
-    assert leases.read(lease) is None and list(lease.parent.iterdir()) == []
-
-
-def test_who_does_not_wait_is_told_who_holds_it(lease):
-    with held(lease), pytest.raises(Taken, match=rf"the sweep x is being run by process {os.getpid()} on .*, since 2"):
-        with held(lease, what="the sweep x"):
-            raise AssertionError("two held it")
-    with held(lease):
-        pass
-
-
-def test_a_holder_of_this_host_that_has_ended_is_no_obstacle(lease):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    here = Holder.here()
-    for gone in (
-        dataclasses.replace(here, pid=ended.pid, began="123"),
-        dataclasses.replace(here, began="123"),  # its number is another process's now
-        dataclasses.replace(here, pid=2**40),
-    ):
-        write(lease, gone)
-        assert gone.is_gone
-        with held(lease):
-            assert leases.read(lease).pid == os.getpid() and not leases.read(lease).is_gone
-    assert list(lease.parent.iterdir()) == []
-
-
-def test_a_process_that_has_ended_unburied_is_gone(lease):
-    """A zombie has a process number, but nobody works there any more."""
-    unburied = subprocess.Popen([sys.executable, "-c", ""])
-    began = leases._began(unburied.pid)
-    assert began not in ("", "alive")
-    deadline = time.monotonic() + 10
-    while leases._began(unburied.pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert Path(f"/proc/{unburied.pid}").exists(), "it was not waited for"
-    assert dataclasses.replace(Holder.here(), pid=unburied.pid, began=began).is_gone
-    unburied.wait()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[]",
-        "7",
-        '{"host": 1, "pid": 2, "began": "3", "since": 4}',
-        '{"host": "a", "pid": "x", "began": "", "since": 0}',
-        '{"host": "a", "pid": 1, "began": "", "since": "then"}',
-        '{"host": "a", "pid": 1, "began": "", "since": 1e300}',
-    ],
-)
-def test_a_file_that_is_no_lease_is_named(lease, text):
-    lease.parent.mkdir(parents=True)
-    lease.write_text(text)
-    with pytest.raises(Taken, match=r"teacher.lease cannot be read; if nobody is at work on it, remove it"):
-        with held(lease, waiting=lambda holder: None):
-            raise AssertionError("nobody knows who holds it")
-    assert lease.read_text() == text
-
-
-def test_a_lease_that_was_broken_and_taken_anew_is_left_to_its_new_holder(lease):
-    other = Holder("another-host", 77, "1", time.time())
-    with held(lease):
-        lease.unlink()
-        write(lease, other)
-    assert leases.read(lease) == other
-
-
-def test_a_silent_holder_on_another_host_is_reported_with_the_remedy(lease):
-    other = Holder("another-host", 77, "1", time.time() - 5000)
-    write(lease, other)
-    os.utime(lease, (time.time() - 300,) * 2)
-    assert not other.is_gone, "nobody here can know"
-    with pytest.raises(Taken) as error, held(lease, waiting=lambda holder: None):
-        pass
-    assert "teacher is held by process 77 on another-host, since 2" in str(error.value)
-    assert f"not been heard for 300 s; if that process has ended, remove {lease}" in str(error.value)
-    os.utime(lease)
-    with pytest.raises(
-        Taken, match=rf"run by process 77 on another-host, .*; if that process has ended, remove {lease}"
-    ):
-        with held(lease):
-            pass
-    lease.unlink()
-    with held(lease):
-        pass
-
-
-def test_waiting_is_told_once_of_every_holder(lease):
-    told, taken, release = [], threading.Event(), threading.Event()
-
-    def hold():
-        with held(lease):
-            taken.set()
-            release.wait(10)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    taken.wait(10)
-    threading.Timer(0.3, release.set).start()
-    with held(lease, waiting=told.append):
-        assert release.is_set()
-    holder.join()
-    assert [h.pid for h in told] == [os.getpid()] and "since" in str(told[0])
-
-
-def test_a_waiter_of_another_host_waits_as_long_as_it_is_heard(lease):
-    told = []
-    write(lease, Holder("another-host", 77, "1", time.time()))
-    threading.Timer(0.2, lease.unlink).start()
-    with held(lease, waiting=told.append):
-        assert [h.host for h in told] == ["another-host"]
-
-
-def test_a_holder_is_heard_while_it_works(lease, monkeypatch):
-    monkeypatch.setattr(leases, "_BEAT_SECONDS", 0.01)
-    with held(lease):
-        os.utime(lease, (0, 0))
-        deadline = time.monotonic() + 5
-        while leases._silence(lease) > 100 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert leases._silence(lease) < 100
-
-
-def test_only_one_takes_over_from_the_dead(lease, monkeypatch):
-    monkeypatch.setattr(leases, "_LOOK_SECONDS", 0.0005)
-    dead = dataclasses.replace(Holder.here(), began="123")
-    inside, most = [], []
-
-    def work(start: threading.Barrier) -> None:
-        start.wait(10)
-        with held(lease, waiting=lambda holder: None):
-            inside.append(1)
-            most.append(len(inside))
-            time.sleep(0.002)
-            inside.pop()
-
-    for _ in range(15):
-        write(lease, dead)
-        start = threading.Barrier(6)
-        threads = [threading.Thread(target=work, args=(start,)) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-    assert len(most) == 90 and set(most) == {1} and list(lease.parent.iterdir()) == []
-
-
 # --- The study --------------------------------------------------------------------------------------------------------
 
 
@@ -603,7 +426,7 @@ def test_a_space_may_vary_a_size(planned, start):
         method="fitnet", question="Which size?", tune={"student.size": Choice(((32, 32), (48, 48)))}, start=start,
         trials=3,
     )  # fmt: skip
-    plan = plans.read(Path(planned(space).folder))
+    plan = shelf.read(Path(planned(space).folder))
     search, found = Study(plan), []
     while (given := search.next()) is not None:
         _, recipe = plan.recipe_of(given[1])

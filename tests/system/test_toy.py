@@ -14,8 +14,7 @@ from toy import workers
 from typer.testing import CliRunner
 
 from orchestrator import checkpoint, evaluate, export, report, sweep, teacher, tracking
-from orchestrator.launch import plan as plans
-from orchestrator.launch import preparing, study
+from orchestrator.launch import preparing, shelf, study
 from orchestrator.launch.plan import Plan
 from orchestrator.progress import Board
 
@@ -41,7 +40,7 @@ def swept(storage) -> SimpleNamespace:
     """An uninterrupted sweep: what it said, its plan, its records and its best run."""
     said = command(sweep, *SWEEP)
     assert said.exit_code == 0, said.output
-    plan = plans.latest("toy_sweep")
+    plan = shelf.latest("toy_sweep")
     records = study.records(plan)
     return SimpleNamespace(said=said.output, plan=plan, records=records, best=study.ranked(records)[0].run_id)
 
@@ -82,7 +81,7 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_bits(swept, monkeypatch):
 
     monkeypatch.setattr(Board, "epoch", killed)
     assert command(sweep, *SWEEP).exit_code == 130
-    plan = plans.latest("toy_sweep")
+    plan = shelf.latest("toy_sweep")
     assert plan.key != swept.plan.key and [r.status for r in study.records(plan)] == ["completed", "running"]
     monkeypatch.undo()
     said = command(sweep, *SWEEP, "--resume")
@@ -140,7 +139,7 @@ def test_the_teacher_is_trained_once(swept):
 
 
 def test_changed_data_and_a_damaged_table_are_noticed_whatever_they_are_called(swept):
-    newest = Path(plans.latest("toy_sweep").folder) / "plan.json"
+    newest = Path(shelf.latest("toy_sweep").folder) / "plan.json"
     stored = newest.read_text()
     other = json.loads(stored)
     other["prepared"]["all"]["scenes"]["fingerprint"] = "f" * 64
