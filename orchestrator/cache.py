@@ -27,6 +27,7 @@ import torch
 
 from orchestrator import leases
 from orchestrator.needs import digest
+from orchestrator.store import file_hash as file_hash
 
 FORMAT = 1
 _BATCH_BYTES = 32 * 2**20  # of one record batch
@@ -239,12 +240,6 @@ def joined(root: str | Path, kind: str, made_from: Mapping[str, Any], parts: Seq
             os.replace(building, folder)
             _sync(root)
     return open_rows(folder, made_from)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def weights_hash(module: torch.nn.Module) -> str:

@@ -46,9 +46,23 @@ def listed(name: str, data_root: str, part: str) -> Any:
     return dataset(name)(data_root, part)
 
 
+def spaces() -> list[str]:
+    """Search spaces; campaigns are beside them."""
+    return [name for name in names("search_spaces") if not name.startswith("campaign_")]
+
+
+def campaigns() -> list[str]:
+    return [name for name in names("search_spaces") if name.startswith("campaign_")]
+
+
 def space(name: str) -> Any:
     """``SPACE`` of ``search_spaces/<name>.py``; raises ValueError with the near names."""
-    return _found("search_spaces", "SPACE", name, "sweep", lambda: names("search_spaces"))
+    return _found("search_spaces", "SPACE", name, "sweep", spaces)
+
+
+def campaign(name: str) -> Any:
+    """``CAMPAIGN`` of ``search_spaces/<name>.py``; raises ValueError with the near names."""
+    return _found("search_spaces", "CAMPAIGN", name, "campaign", campaigns)
 
 
 def answer(name: str) -> Path | None:

@@ -5,6 +5,7 @@ Everything that is prepared is written below a local folder (``Place.storage``).
 files with their SHA-256 is published last: what has one is whole.
 """
 
+import errno
 import json
 import os
 import re
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import leases, store
-from orchestrator.cache import file_hash
 from orchestrator.needs import Place, digest
 
 FILE = "storage.json"  # in every storage folder: where it is missing, the folder is not mounted
@@ -57,6 +57,28 @@ def place(data_root: str = "", address: str = "") -> Place:
     return Place(folder, str(Path(data_root).absolute()) if data_root else "", remote)
 
 
+def mark(place: Place) -> None:
+    """Says that a folder is a storage: whoever does not find it later knows that the folder is not mounted."""
+    if not place.remote:
+        store.create(place.folder(FILE), json.dumps({"storage": uuid.uuid4().hex}).encode())
+
+
+def check(place: Place) -> None:
+    """Raises OSError where a storage folder is not there, such as one that is not mounted."""
+    if not place.remote and not Path(place.folder(FILE)).is_file():
+        raise OSError(errno.ENODEV, f"the storage {place.storage} is not there; mount it again")
+
+
+def probe(place: Place) -> None:
+    """Raises OSError where the storage is not there, or nothing can be written to it."""
+    check(place)
+    own = place.address(f"probe-{uuid.uuid4().hex}")
+    try:
+        store.write(own, b"0" * 2**20)
+    finally:
+        store.remove(own)
+
+
 def publish(place: Place, path: str) -> None:
     """Sends a folder, or a file and what lies beside it under the same stem, to the storage; nothing where it is local.
 
@@ -69,7 +91,7 @@ def publish(place: Place, path: str) -> None:
     for name, file in files.items():
         there, target = store.opened(store.joined(place.remote, "files", name))
         there.put_file(str(file), target)
-    stored = {name: {"sha256": file_hash(file), "bytes": file.stat().st_size} for name, file in files.items()}
+    stored = {name: {"sha256": store.file_hash(file), "bytes": file.stat().st_size} for name, file in files.items()}
     listed = json.dumps(stored, indent=1).encode()
     store.write(_list(place, path), listed)
     store.write(place.folder("fetched", f"{_name(path)}.json"), listed)
@@ -116,7 +138,7 @@ def _fetch(place: Place, path: str, mark: str) -> None:
             try:
                 files, source = store.opened(store.joined(place.remote, "files", name))
                 files.get_file(source, str(partial))
-                if file_hash(partial) == expected["sha256"]:
+                if store.file_hash(partial) == expected["sha256"]:
                     os.replace(partial, target)
                     break
                 if last:

@@ -72,6 +72,9 @@ class Board:
             self._last_line = time.monotonic()
             self.console.print(self._status(), highlight=False)
 
+    def happened(self, number: int, what: str) -> None:
+        self.console.print(f"  trial {number}: {what}", markup=False)
+
     def ended(self, number: int, status: str, value: float | None, message: str = "") -> None:
         epoch, last = self.running.pop(number, (0, None))
         self._count(status, value)
@@ -133,6 +136,10 @@ class PreparationBar:
     def line(self, text: str) -> None:
         """A line that stays."""
         self.console.print(f"  {text}", highlight=False)
+
+    def board(self, metric: str, known: Sequence[Any], trials: int) -> Any:
+        """The display of a training that the preparation needs."""
+        return Board(self.console, metric, known, trials)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ URI such as ``s3://bucket/prefix``; credentials and endpoints come from the envi
 
 import contextlib
 import functools
+import hashlib
 import os
 import uuid
 from pathlib import Path
@@ -41,6 +42,16 @@ def opened(address: str) -> tuple[Any, str]:
     """File system and path of a URI."""
     scheme, _, path = address.partition("://")
     return file_system(scheme), path if scheme != "file" else f"/{path.lstrip('/')}"
+
+
+def for_ray(address: str) -> tuple[Any, str]:
+    """File system and path as Ray takes them; None for a folder."""
+    if not is_remote(address):
+        return None, address
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    files, path = opened(address)
+    return PyFileSystem(FSSpecHandler(files)), path
 
 
 def read(address: str) -> bytes | None:
@@ -106,6 +117,12 @@ def names(address: str, beginning: str = "") -> list[str]:
         return sorted(name for name in found if name.startswith(beginning))
     except FileNotFoundError:
         return []
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

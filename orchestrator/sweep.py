@@ -44,6 +44,7 @@ def main(
             return
         tracking.check(plan.tracking_uri)
         with command.runner(in_process) as runner:
+            runner.admit(plan.where, plan.tracking_uri)
             _run(command.continued(plan, runner, concurrent), runner)
         return
     total = len(space.table()) if space.cells else (trials or space.trials)
@@ -57,6 +58,7 @@ def main(
         return
     tracking.check(uri)
     with command.runner(in_process) as runner:
+        runner.admit(place, uri)
         gpus = command.gpus_of(runner, gpus_per_worker)
         at_once = runner.concurrent(workers, gpus, concurrent)
         plan = shelf.new_plan(name, space, f"{name} on {on}", on, recipes, place, uri, total, at_once, workers, gpus)
@@ -66,7 +68,7 @@ def main(
 
 def _list() -> None:
     """Every sweep with its question, and where the answers are that were measured."""
-    answers = {known: find.answer(known) for known in find.names("search_spaces")}
+    answers = {known: find.answer(known) for known in find.spaces()}
     for known, answer in answers.items():
         console.print(f"{known:25} {'*' if answer else ' '} {find.space(known).question}", markup=False)
     folders = {answer.parent for answer in answers.values() if answer}

@@ -34,6 +34,7 @@ def main(
         raise ValueError(f"this recipe of {method} trains no teacher: it uses none, or its weights are given")
     tracking.check(uri)
     with command.runner(in_process) as runner, PreparationBar(console) as bar:
+        runner.admit(place, uri)
         gpus = command.gpus_of(runner, gpus_per_worker)
         runner.concurrent(workers, gpus, 1)
         plan = Plan(

@@ -6,55 +6,25 @@ remembered id: a resumed sweep writes into the same runs. Everything goes throug
 interface keeps per-process state that does not survive workers.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
-import os
-import shlex
-import socket
-import sys
 import tempfile
 import time
-import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from orchestrator import checkpoint, mirror
+from orchestrator.mlflow_store import check as check
+from orchestrator.mlflow_store import client as client
+from orchestrator.mlflow_store import made, mlflow
+from orchestrator.mlflow_store import tracking_uri as tracking_uri
+from orchestrator.mlflow_store import ui_command as ui_command
 from orchestrator.needs import Place
 
 RECORD = "record.json"
-
-
-@functools.cache
-def _mlflow() -> SimpleNamespace:
-    """What is used of MLflow, imported when it is first used: 2 s, and it reads its environment then."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import entities
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.exceptions import MlflowException
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-    from mlflow.tracking import MlflowClient
-
-    return SimpleNamespace(
-        CodeDatasetSource=CodeDatasetSource,
-        MetaDataset=MetaDataset,
-        MlflowException=MlflowException,
-        LocalArtifactRepository=LocalArtifactRepository,
-        MlflowClient=MlflowClient,
-        DatasetInput=entities.DatasetInput,
-        InputTag=entities.InputTag,
-        Metric=entities.Metric,
-        Param=entities.Param,
-        RunTag=entities.RunTag,
-    )
 
 
 @dataclass(frozen=True)
@@ -70,77 +40,12 @@ class Record:
     prepared: dict[str, dict[str, Any]] = field(default_factory=dict)  # role -> what was ready for it; none before 0.4
 
 
-def tracking_uri(storage: str) -> str:
-    """``MLFLOW_TRACKING_URI`` if set, else SQLite in the storage folder; always absolute."""
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if given.startswith("sqlite:///") and not given.startswith("sqlite:////"):
-        return f"sqlite:///{Path(given.removeprefix('sqlite:///')).absolute()}"
-    return given or f"sqlite:///{Path(storage).absolute()}/mlflow.db"
-
-
-def ui_command(uri: str) -> str:
-    """What a person types to look at the runs."""
-    if uri.startswith("http"):
-        return shlex.join(["open", uri])
-    python = Path(sys.executable)
-    with contextlib.suppress(ValueError):
-        python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"])
-
-
-def check(uri: str) -> None:
-    """Asks the store once, so that a wrong address ends a command before anything is trained.
-
-    Raises:
-        ValueError: MLflow refuses the address, or nobody answers.
-    """
-    if uri.startswith("http"):
-        _check_server(uri)
-    try:
-        client(uri).search_experiments(max_results=1)
-    except Exception as error:  # whatever a store raises, the address matters
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"MLFLOW_TRACKING_URI={uri} cannot be used: {first}; set it to sqlite:///FILE or to a running server"
-        ) from error
-
-
-def _check_server(uri: str) -> None:
-    # MLflow itself would try again for minutes.
-    address = urllib.parse.urlsplit(uri)
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=10).close()
-    except OSError as error:
-        raise ValueError(
-            f"MLFLOW_TRACKING_URI={uri} does not answer: {error}; start the server, or unset it"
-        ) from error
-
-
-def client(uri: str) -> Any:
-    """A client whose SQLite database exists: first use by several processes at once would destroy it."""
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///"))
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(database):
-            found = _mlflow().MlflowClient(uri)
-            found.search_experiments(max_results=1)
-            return found
-    return _mlflow().MlflowClient(uri)
-
-
-@contextlib.contextmanager
-def _only_one(database: Path) -> Iterator[None]:
-    """One process of this host at a time; the system frees it when its holder dies. SQLite is never on a network."""
-    locks = database.parent / "cache" / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with open(locks / f"{database.name}.lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def experiment(uri: str, name: str, storage: str, note: str) -> str:
     """Id of the experiment, created on first use with artifacts below the storage folder."""
+    return made(uri, _experiment, uri, name, storage, note)
+
+
+def _experiment(uri: str, name: str, storage: str, note: str) -> str:
     mlflow_client = client(uri)
     found = mlflow_client.get_experiment_by_name(name)
     if found is None:
@@ -149,8 +54,11 @@ def experiment(uri: str, name: str, storage: str, note: str) -> str:
         )
         try:
             experiment_id = mlflow_client.create_experiment(name, artifact_location=location)
-        except _mlflow().MlflowException:  # another sweep created it a moment ago
-            experiment_id = mlflow_client.get_experiment_by_name(name).experiment_id
+        except mlflow().MlflowException:  # another sweep created it a moment ago, or the store is away
+            found = mlflow_client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            experiment_id = found.experiment_id
         mlflow_client.set_experiment_tag(experiment_id, "mlflow.note.content", note)
         mlflow_client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
         return experiment_id
@@ -161,17 +69,23 @@ def experiment(uri: str, name: str, storage: str, note: str) -> str:
 
 def run(uri: str, experiment_id: str, key: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
     """Id of the run with tag ``orch.key`` = key; created with its parameters when there is none."""
+    return made(uri, _run, uri, experiment_id, key, name, tags, params)
+
+
+def _run(uri: str, experiment_id: str, key: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
     mlflow_client = client(uri)
     found = mlflow_client.search_runs([experiment_id], f"tags.`orch.key` = '{key}'", max_results=1)
     if found:
-        mlflow_client.update_run(found[0].info.run_id, status="RUNNING")
-        return found[0].info.run_id
-    all_tags = {**tags, "orch.key": key, "orch.status": "running"}
-    created = mlflow_client.create_run(experiment_id, run_name=name, tags=all_tags)
-    entries = [_mlflow().Param(k, json.dumps(v) if isinstance(v, (list, dict)) else str(v)) for k, v in params.items()]
+        run_id, stored = found[0].info.run_id, found[0].data.params
+        mlflow_client.update_run(run_id, status="RUNNING")
+    else:
+        all_tags = {**tags, "orch.key": key, "orch.status": "running"}
+        run_id, stored = mlflow_client.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id, {}
+    written = {k: json.dumps(v) if isinstance(v, (list, dict)) else str(v) for k, v in params.items()}
+    entries = [mlflow().Param(k, v) for k, v in written.items() if k not in stored]  # a kill may have come between
     for start in range(0, len(entries), 100):  # MLflow takes no more at once
-        mlflow_client.log_batch(created.info.run_id, params=entries[start : start + 100])
-    return created.info.run_id
+        mlflow_client.log_batch(run_id, params=entries[start : start + 100])
+    return run_id
 
 
 def log_record(uri: str, record: Record) -> None:
@@ -213,7 +127,7 @@ def read_record(uri: str, run_id: str) -> Record:
 
 def warm() -> None:
     """Imports MLflow, so that a later call does not wait for it."""
-    _mlflow()
+    mlflow()
 
 
 class EpochLog:
@@ -234,9 +148,39 @@ class EpochLog:
         if epoch in self.written:
             return
         now = int(time.time() * 1000)
-        entries = [_mlflow().Metric(name, float(value), now, epoch) for name, value in metrics.items()]
+        entries = [mlflow().Metric(name, float(value), now, epoch) for name, value in metrics.items()]
         self.client.log_batch(self.run_id, metrics=entries)
         self.written.add(epoch)
+
+
+def page(uri: str, run_id: str) -> str:
+    """Where the MLflow page shows a run; of a file, where ``mlflow ui`` shows it by default."""
+    experiment_id = client(uri).get_run(run_id).info.experiment_id
+    server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def campaign_run(uri: str, name: str, storage: str, question: str, params: Mapping[str, Any]) -> str:
+    """Id of a campaign's run, under which the summaries of its sweeps are nested."""
+    tags = {"orch.campaign": name, "orch.kind": "campaign"}
+    return run(uri, experiment(uri, campaign_title(name), storage, question), f"campaign/{name}", name, tags, params)
+
+
+def campaign_title(name: str) -> str:
+    """The experiment of all campaigns of a name.
+
+    >>> campaign_title("campaign_smoke-3")
+    'campaign_smoke'
+    """
+    return name.rpartition("-")[0]
+
+
+def log_status(uri: str, run_id: str, metrics: Mapping[str, float], note: str) -> None:
+    """Where a long run stands: numbers over time, and a text that its page shows on top."""
+    now = int(time.time() * 1000)
+    step = int(now / 1000)
+    entries = [mlflow().Metric(name, float(value), now, step) for name, value in metrics.items()]
+    client(uri).log_batch(run_id, metrics=entries, tags=[mlflow().RunTag("mlflow.note.content", note[:8000])])
 
 
 def log_values(
@@ -246,8 +190,8 @@ def log_values(
     now = int(time.time() * 1000)
     client(uri).log_batch(
         run_id,
-        metrics=[_mlflow().Metric(k, float(v), now, 0) for k, v in (metrics or {}).items()],
-        tags=[_mlflow().RunTag(k, str(v)) for k, v in (tags or {}).items()],
+        metrics=[mlflow().Metric(k, float(v), now, 0) for k, v in (metrics or {}).items()],
+        tags=[mlflow().RunTag(k, str(v)) for k, v in (tags or {}).items()],
     )
 
 
@@ -341,7 +285,7 @@ def artifact(uri: str, run_id: str, name: str) -> Path | None:
         if moved is not None:
             return Path(moved.download_artifacts(name))
         return Path(client(uri).download_artifacts(run_id, name))
-    except (_mlflow().MlflowException, OSError):
+    except (mlflow().MlflowException, OSError):
         return None
 
 
@@ -367,12 +311,12 @@ def _moved_artifacts(uri: str, run_id: str) -> Any:
     if not here.is_dir() and then.is_dir() and not (then / "mlflow.db").exists():
         return None  # nothing was moved: somebody keeps the database beside another storage
     # Also of runs that began after the move: MLflow's experiments never change their location.
-    return _mlflow().LocalArtifactRepository(str(here))
+    return mlflow().LocalArtifactRepository(str(here))
 
 
 def _dataset(name: str, digest: str, context: str, where: str) -> Any:
-    mlflow = _mlflow()
-    source = mlflow.CodeDatasetSource({"location": where or "embedded"})
-    dataset = mlflow.MetaDataset(source, name=name, digest=digest[:32])
+    api = mlflow()
+    source = api.CodeDatasetSource({"location": where or "embedded"})
+    dataset = api.MetaDataset(source, name=name, digest=digest[:32])
     # MLflow makes the entity itself only for the run of its fluent interface.
-    return mlflow.DatasetInput(dataset._to_mlflow_entity(), tags=[mlflow.InputTag("mlflow.data.context", context)])
+    return api.DatasetInput(dataset._to_mlflow_entity(), tags=[api.InputTag("mlflow.data.context", context)])

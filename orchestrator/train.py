@@ -38,6 +38,7 @@ def main(
         asked.check_unchanged(plan, given, epochs, data_root, workers, gpus_per_worker)
         tracking.check(plan.tracking_uri)
         with command.runner(in_process) as runner:
+            runner.admit(plan.where, plan.tracking_uri)
             _run(command.continued(plan, runner), runner)
         return
     seed = check_field(recipe, "train.seed", given.pop(seed_name, recipe.train.seed))
@@ -46,6 +47,7 @@ def main(
     uri = tracking.tracking_uri(place.storage)
     tracking.check(uri)
     with command.runner(in_process) as runner:
+        runner.admit(place, uri)
         gpus = command.gpus_of(runner, gpus_per_worker)
         runner.concurrent(workers, gpus, 1)
         plan = shelf.new_plan(name, space, f"{method} on {on}", on, recipes, place, uri, 1, 1, workers, gpus)

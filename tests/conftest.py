@@ -13,6 +13,7 @@ for name, value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_OFFLINE": "1",
+    "ORCHESTRATOR_PATIENCE_S": "60",
 }.items():
     os.environ.setdefault(name, value)
 

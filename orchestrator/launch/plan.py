@@ -43,7 +43,6 @@ class Plan:
     created: float = 0.0  # seconds since 1970; 0 = by a version that did not say
     study: str = ""  # address of the database that has its study, without password; empty = SQLite in its folder
     campaign: str = ""  # name of the campaign that it belongs to
-    threads: int = 0  # of a worker on a CPU, kept from the start: sums depend on it; 0 = not chosen yet
     format: int = FORMAT
 
     @property

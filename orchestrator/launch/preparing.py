@@ -22,7 +22,7 @@ from orchestrator.launch.plan import Plan
 from orchestrator.launch.runner import Runner, driving
 from orchestrator.method import Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report, digest
-from orchestrator.progress import Board, PreparationBar
+from orchestrator.progress import PreparationBar
 from orchestrator.recipe import recipe_from
 
 
@@ -44,14 +44,19 @@ def needs_of(plan: Plan) -> dict[str, tuple[str, dict[str, Need]]]:
     return {variant: (method, find.method(method).needs(recipe, place)) for variant, (method, recipe) in found}
 
 
-def prepared(plan: Plan, runner: Runner, bar: PreparationBar) -> Plan:
+class Refused(dict[str, str]):
+    """Key of a need -> why it could not be met: of several sweeps that need it, one has tried."""
+
+
+def prepared(plan: Plan, runner: Runner, bar: PreparationBar, refused: Refused | None = None) -> Plan:
     """The plan with everything ready that its trials open; stored.
 
     Raises:
         ValueError: data or teacher are not those that the sweep was started with, or as :func:`needs_of`.
     """
     find.listed.cache_clear()  # what was listed for another plan may have changed since
-    preparation, then = Preparation(plan, runner, bar), fingerprints_then(plan)
+    preparation = Preparation(plan, runner, bar, refused=refused if refused is not None else Refused())
+    then = fingerprints_then(plan)
     roles = _met_and_compared(preparation, needs_of(plan), then)
     plan = dataclasses.replace(plan, prepared=roles, facts=plans.code_facts())
     shelf.save(plan)
@@ -92,6 +97,7 @@ class Preparation:
     bar: PreparationBar
     trains: bool = True  # whether a teacher that is missing may be trained
     met: dict[str, Ready] = field(default_factory=dict)
+    refused: Refused = field(default_factory=Refused)
 
     @property
     def place(self) -> Place:
@@ -101,8 +107,20 @@ class Preparation:
         """What is ready for a need, made now where it is not."""
         key = need.key
         if key not in self.met:
-            self.met[key] = self._there(need) or self._make(method, need)
+            self.met[key] = self._there(need) or self._made_once(method, need)
         return self.met[key]
+
+    def _made_once(self, method: str, need: Need) -> Ready:
+        """Raises ValueError at once where another sweep of the campaign could not make it either."""
+        try:
+            return self._make(method, need)
+        except ValueError as error:
+            self.refused.setdefault(need.key, str(error))
+            raise
+
+    def _not_refused(self, need: Need) -> None:
+        if need.key in self.refused:
+            raise ValueError(self.refused[need.key])
 
     def _there(self, need: Need) -> Ready | None:
         """What the ledger has for a need, unless what it was made with is another now, such as other weights."""
@@ -119,7 +137,8 @@ class Preparation:
         after = self._meet_all(method, need.after)
         if need.trial is not None:
             return self._train(need, after)
-        with self._held(self.place.address("ready", f"{need.key}.lease"), need):
+        with self._held(self.place.address("leases", need.key), need):
+            self._not_refused(need)
             found = self._there(need)
             if found is None:
                 values = {
@@ -161,7 +180,8 @@ class Preparation:
         key = digest([dict(need.made_from), content])[:32]
         names = [name for name in (key, before.teacher_folder(need.trial[2], content)) if name is not None]
         folders = [Path(self.place.folder("teachers", name)) for name in names]
-        with self._held(self.place.address("teachers", f"{key}.lease"), need):
+        with self._held(self.place.address("leases", f"teacher-{key}"), need):
+            self._not_refused(need)
             for name in names:
                 self._fetch(f"teachers/{name}/teacher.safetensors")
             stored = [folder for folder in folders if (folder / "teacher.json").exists()]
@@ -219,7 +239,7 @@ class Preparation:
         with driving(plan):
             plan = prepared(plan, self.runner, self.bar)
             with self.bar.paused():
-                board = Board(self.bar.console, plan.metric, study.records(plan), plan.trials)
+                board = self.bar.board(plan.metric, study.records(plan), plan.trials)
                 record = self.runner.sweep(plan, board)[0]
         if record.status != "completed":
             raise ValueError(f"the teacher could not be trained: {record.message or record.status}")

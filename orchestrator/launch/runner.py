@@ -6,6 +6,8 @@ A command line hands a runner to preparation and sweep; nothing in ``launch`` kn
 import importlib
 import os
 import shutil
+import threading
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,10 @@ from typing import Any, Protocol
 import torch
 
 from orchestrator import checkpoint, leases
-from orchestrator.launch import study, trial
+from orchestrator.launch import pool, trial
 from orchestrator.launch.plan import Plan, TrialRecord
-from orchestrator.needs import Report
-from orchestrator.progress import Board
+from orchestrator.launch.pool import Given, Pool, Shown
+from orchestrator.needs import Place, Report
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,31 @@ class Runner(Protocol):
 
     def capacity(self) -> Capacity: ...
 
+    def admit(self, place: Place, tracking_uri: str) -> None:
+        """Raises ValueError where storage, data or MLflow store are not there for everyone who needs them."""
+        ...
+
     def concurrent(self, workers: int, gpus_per_worker: float, asked: int | None) -> int:
         """How many trials may run at once; raises ValueError where one alone is too large."""
+        ...
+
+    def threads(self, workers: int) -> int:
+        """The most CPUs a worker can have when so many run at once."""
         ...
 
     def call(self, function: str, values: Mapping[str, Any], network: bool, progress: Report) -> Any:
         """``module:function`` with plain values and a device; a GPU where a network runs and there is one."""
         ...
 
-    def sweep(self, plan: Plan, board: Board) -> list[TrialRecord]:
+    def sweep(self, plan: Plan, board: Shown) -> list[TrialRecord]:
         """Runs what is left of a plan's trials and returns all of them, in order of their numbers.
 
         The caller is :func:`driving` the plan.
         """
+        ...
+
+    def drive(self, pool: Pool) -> None:
+        """Runs the trials that a pool gives, until it is over."""
         ...
 
 
@@ -56,8 +70,14 @@ class InProcess:
     The study, early stopping, MLflow runs and numbers are those of a sweep on a cluster.
     """
 
+    def __init__(self) -> None:
+        self._one = threading.Lock()  # random numbers belong to the process: one thing at a time
+
     def capacity(self) -> Capacity:
         return Capacity(os.cpu_count() or 1, float(_device() != "cpu"), 1)
+
+    def admit(self, place: Place, tracking_uri: str) -> None:
+        """Whoever asks is who needs them."""
 
     def concurrent(self, workers: int, gpus_per_worker: float, asked: int | None) -> int:
         """Raises ValueError for several workers: there is one process."""
@@ -67,24 +87,29 @@ class InProcess:
             raise ValueError(f"--gpus-per-worker {gpus_per_worker:g}: this process sees no GPU")
         return 1
 
+    def threads(self, workers: int) -> int:
+        return torch.get_num_threads()
+
     def call(self, function: str, values: Mapping[str, Any], network: bool, progress: Report) -> Any:
-        return resolved(function)(values, device=_device() if network else "cpu", progress=progress)
+        with self._one:
+            return resolved(function)(values, device=_device() if network else "cpu", progress=progress)
 
-    def sweep(self, plan: Plan, board: Board) -> list[TrialRecord]:
-        search = study.Study(plan)
-        search.close_abandoned()
-        with board:
-            while (given := search.next()) is not None:
-                self._trial(plan, search, board, *given)
-        return study.records(plan)
+    def sweep(self, plan: Plan, board: Shown) -> list[TrialRecord]:
+        return pool.alone(self, plan, board)
 
-    def _trial(self, plan: Plan, search: study.Study, board: Board, number: int, point: dict[str, Any]) -> None:
-        job = prepared_job(plan, search, number, point)
-        if job is None:
-            return
+    def drive(self, pool: Pool) -> None:
+        while not pool.is_over:
+            given = pool.next()
+            if given is None:
+                threading.Event().wait(0.05)
+                continue
+            with self._one:
+                self._trial(pool, given)
+
+    def _trial(self, pool: Pool, given: Given) -> None:
+        member, number, job = given.member, given.number, given.job
         job["threads"] = torch.get_num_threads()  # as the user has set it: OMP_NUM_THREADS
-        board.started(number, point, job["epochs"])
-        folder = Path(job["train_storage"]) / job["name"]
+        folder = Path(member.plan.folder) / "train" / job["name"]
         stored, last = folder / "in-process.pt", {}
 
         def report(epoch: int, metrics: dict[str, float], state: Any) -> None:
@@ -92,48 +117,22 @@ class InProcess:
                 folder.mkdir(parents=True, exist_ok=True)
                 checkpoint.save(stored, state())
             last.update({"epoch": epoch, **metrics})
-            board.epoch(number, epoch, metrics.get(search.metric))
-            if search.metric in metrics and search.report(number, epoch, metrics[search.metric]):
+            if pool.epoch(member, number, {"epoch": epoch, **metrics}):
                 raise trial.Stopped
 
         resume = checkpoint.load(stored) if stored.exists() else None
-        device = "cpu" if not plan.gpus_per_worker else _device()
+        device = "cpu" if not member.plan.gpus_per_worker else _device()
         try:
             final = trial.work(job, device, 0, 1, resume, report)
         except trial.Stopped:
-            search.prune(number, last)
+            pool.stopped(member, number, last)
         except Exception as error:  # whatever ends a trial must not end the sweep; the reason goes to its record
-            search.fail(number, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            pool.ended(member, number, {"failed": reason})
         else:
-            end(search, number, final)
+            pool.ended(member, number, final)
         shutil.rmtree(folder, ignore_errors=True)
-        board.ended(number, *search.close_run(number, job["run_id"]))
-
-
-def prepared_job(plan: Plan, search: study.Study, number: int, point: dict[str, Any]) -> trial.Job | None:
-    """The job of a trial that was given; None where it has already ended: refused, or stopped while nobody looked."""
-    try:
-        job = trial.job_of(plan, number, point)
-    except ValueError as error:  # a combination that the method refuses
-        search.fail(number, str(error))
-        return None
-    if search.catches_up(number, job["run_id"]):
-        search.close_run(number, job["run_id"])
-        return None
-    return job
-
-
-def end(search: study.Study, number: int, final: Mapping[str, Any]) -> None:
-    """Writes how a trial ended that was not stopped: what :func:`orchestrator.launch.trial.work` returned."""
-    if "failed" in final:
-        search.fail(number, str(final["failed"]))
-    else:
-        search.finish(number, numbers(final))
-
-
-def numbers(result: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of a result without a runner's own bookkeeping."""
-    return {k: v for k, v in result.items() if isinstance(v, int | float) and ("/" in k or k == "epoch")}
+        pool.closed(member, number, job["run_id"])
 
 
 def driving(plan: Plan) -> Any:
@@ -142,7 +141,8 @@ def driving(plan: Plan) -> Any:
     Raises:
         ValueError: another process runs it.
     """
-    return leases.held(plan.where.address("sweeps", plan.sweep, "driver.lease"), what=f"the sweep {plan.sweep}")
+    lease, what = plan.where.address("sweeps", plan.sweep, "driver.lease"), f"the sweep {plan.sweep}"
+    return leases.held(lease, what=what, took_over=lambda line: warnings.warn(line, stacklevel=2))
 
 
 def resolved(function: str) -> Any:

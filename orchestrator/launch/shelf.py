@@ -38,6 +38,7 @@ def new_plan(
     trials: int, concurrent: int, workers: int, gpus: float, campaign: str = "",
 ) -> Plan:  # fmt: skip
     """A new sweep with its own folder, stored before anything is prepared."""
+    mirror.mark(place)
     plan = Plan(
         folder=str(_new_folder(place, f"{name}-{benchmark}")),
         space=name,
@@ -190,7 +191,9 @@ def stored(name: str, benchmark: str | None = None, root: str = "") -> list[Plan
 
 def _all(name: str, benchmark: str | None, folder: Path) -> list[Plan | ValueError]:
     """The sweeps of a space (and benchmark), newest last; for one that cannot be read, why."""
-    _fetch_plans(name, folder)
+    place = mirror.place()
+    if folder == Path(place.folder("sweeps")):
+        fetch(place, name)
     found: list[tuple[float, int, Plan | ValueError]] = []
     for path in folder.glob(f"{glob.escape(name)}-*/plan.json"):
         if not (benchmark is None or path.parent.name.startswith(f"{name}-{benchmark}-")):
@@ -226,12 +229,12 @@ def latest(name: str, benchmark: str | None = None, single: str = "") -> Plan:
     return found[-1]
 
 
-def _fetch_plans(name: str, folder: Path) -> None:
-    """Plans that are in object storage, on this host."""
-    place = mirror.place()
-    if not place.remote or folder != Path(place.folder("sweeps")):
+def fetch(place: Place, name: str = "") -> None:
+    """Copies plans that are in object storage to this host: those of a space, or all."""
+    if not place.remote:
         return
-    for sweep in store.names(place.address("sweeps"), f"{name}-"):
+    folder = Path(place.folder("sweeps"))
+    for sweep in store.names(place.address("sweeps"), f"{name}-" if name else ""):
         content = store.read(place.address("sweeps", sweep, "plan.json"))
         if content is not None:
             (folder / sweep).mkdir(parents=True, exist_ok=True)

@@ -6,18 +6,22 @@ run, which is written first. Suggestion n is sampled with a seed made of (seed, 
 questions. The rungs of early stopping depend on reported values alone and are rebuilt from them.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import OperationalError
 
 from orchestrator import store, tracking
 from orchestrator.launch import before, shelf
 from orchestrator.launch.plan import Plan, TrialRecord
+from orchestrator.patience import disk_is_away, patiently
 from search_spaces._space import Choice, Float, Int, SearchSpace
 
 STATUS = {
@@ -54,6 +58,20 @@ class Rungs:
         return False
 
 
+def _waits(method: Any) -> Any:
+    """A method of a study that waits for a database that is away; made again, it changes nothing twice."""
+
+    @functools.wraps(method)
+    def waiting(self: "Study", *arguments: Any, **named: Any) -> Any:
+        return patiently(f"the study of {self.plan.sweep}", method, self, *arguments, away=_away, **named)
+
+    return waiting
+
+
+def _away(error: BaseException) -> bool:
+    return disk_is_away(error) or isinstance(error, optuna.exceptions.StorageInternalError | OperationalError)
+
+
 class Study:
     """A sweep's study, opened by one driver at a time."""
 
@@ -61,7 +79,8 @@ class Study:
         self.plan, self.space, self.metric = plan, plan.search_space, plan.metric
         recipe = plan.base_recipe(self.space.method)
         self.epochs, self.seed = recipe.train.epochs, recipe.train.seed
-        self.optuna = _opened(plan, self.space)
+        self.optuna = patiently(f"the study of {plan.sweep}", _opened, plan, self.space, away=_away)
+        self._given: set[int] = set()  # by this driver
         self.rungs = Rungs(self.epochs)
         for frozen in self.optuna.trials:
             if frozen.state.is_finished():
@@ -69,49 +88,63 @@ class Study:
         self._unfinished = [t.number for t in self.optuna.get_trials(states=(TrialState.RUNNING,))]
         for number in self._unfinished:
             self._complete(number)
+        self._interrupted = set(self._unfinished)
 
+    @_waits
     def next(self) -> tuple[int, dict[str, Any]] | None:
         """Number and point of a trial that is unfinished or new; None when all that were planned have been given."""
         number = self._next_number()
-        return None if number is None else (number, self.point(number))
+        if number is None:
+            return None
+        self._given.add(number)
+        return number, self.point(number)
 
+    @_waits
     def point(self, number: int) -> dict[str, Any]:
-        return _point(self.plan, self.optuna.trials[number])
+        return _point(self.plan, self._frozen(number))
 
+    @_waits
     def left(self) -> int:
         """How many trials are not finished."""
-        return self.plan.trials - sum(t.state.is_finished() for t in self.optuna.trials)
+        return self.plan.trials - sum(t.state.is_finished() for t in self.optuna.get_trials(deepcopy=False))
 
+    @_waits
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Stores a value; says whether the trial should stop now."""
         self._store(number, epoch, value)
-        frozen = self.optuna.trials[number]
+        frozen = self._frozen(number)
         return self._obeyed(frozen, epoch, self.rungs.falls(number, epoch, value))
 
+    @_waits
     def catches_up(self, number: int, run_id: str) -> bool:
         """Takes over what an interrupted trial did after its driver was killed; says whether it would have stopped.
 
         Its workers lived a little longer: epochs that are in its MLflow run are put into the study and on the rungs;
         where a rung would have stopped it, it ends as pruned now.
         """
+        if number not in self._interrupted:
+            return False
         for epoch, value in tracking.curve(self.plan.tracking_uri, run_id, self.metric):
             self._store(number, epoch, value)
-        stopped_at = self._remember(self.optuna.trials[number])
+        stopped_at = self._remember(self._frozen(number))
         if stopped_at is None:
             return False
         metrics = tracking.metrics_at(self.plan.tracking_uri, run_id, stopped_at)
         self.prune(number, {"epoch": stopped_at, **metrics})
         return True
 
+    @_waits
     def prune(self, number: int, metrics: Mapping[str, float]) -> None:
         """Ends a trial that was stopped early."""
         if self.metric in metrics:
             self._store(number, int(metrics["epoch"]), metrics[self.metric])
         self._tell(number, TrialState.PRUNED, metrics=dict(metrics))
 
+    @_waits
     def fail(self, number: int, message: str) -> None:
         self._tell(number, TrialState.FAIL, message=message)
 
+    @_waits
     def finish(self, number: int, metrics: Mapping[str, float]) -> None:
         """Ends a trial that ran to its last epoch; without a finite value it has failed."""
         value = metrics.get(self.metric)
@@ -120,26 +153,38 @@ class Study:
         else:
             self._tell(number, TrialState.COMPLETE, value, metrics=dict(metrics))
 
+    @_waits
     def close_run(self, number: int, run_id: str) -> tuple[str, float | None, str]:
         """Writes a finished trial's end into its MLflow run; returns status, value and message."""
-        frozen = self.optuna.trials[number]
+        frozen = self._frozen(number)
         status, message = STATUS[frozen.state], frozen.user_attrs.get("message", "")
         tracking.finish(self.plan.tracking_uri, run_id, status, message)
         return status, frozen.value, message
 
+    @_waits
     def close_abandoned(self) -> None:
         """Closes MLflow runs that a killed driver left open although their trial had ended."""
         for run in tracking.runs_of(self.plan.tracking_uri, self.plan.tag):
             number = int(run.data.tags["orch.trial"])
-            if run.info.status == "RUNNING" and self.optuna.trials[number].state.is_finished():
+            if run.info.status == "RUNNING" and self.is_finished(number):
                 self.close_run(number, run.info.run_id)
 
+    @_waits
     def is_finished(self, number: int) -> bool:
-        return self.optuna.trials[number].state.is_finished()
+        return self._frozen(number).state.is_finished()
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        """One trial; all of them would be copied anew at every epoch of a sweep of thousands."""
+        return self.optuna._storage.get_trial(_trial_id(self.optuna, number))
 
     def _next_number(self) -> int | None:
         if self._unfinished:
             return self._unfinished.pop(0)
+        lost = [t.number for t in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+        for number in lost:  # asked for, and the answer was lost
+            if number not in self._given:
+                self._complete(number)
+                return number
         asked = [t for t in self.optuna.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
         if len(asked) >= self.plan.trials:
             return None
@@ -174,11 +219,13 @@ class Study:
         return falls and not exempt
 
     def _store(self, number: int, epoch: int, value: float) -> None:
-        frozen = self.optuna.trials[number]
+        frozen = self._frozen(number)
         if epoch not in frozen.intermediate_values:
             _trial(self.optuna, number).report(value, epoch)
 
     def _tell(self, number: int, state: TrialState, value: float | None = None, **notes: Any) -> None:
+        if self._frozen(number).state.is_finished():
+            return  # told before, and the answer was lost
         trial = _trial(self.optuna, number)
         for key, note in notes.items():
             trial.set_user_attr(key, note)
@@ -208,6 +255,13 @@ def records(plan: Plan) -> list[TrialRecord]:
             )
         )
     return rows
+
+
+def finished(plan: Plan) -> int:
+    """How many trials of a sweep have ended; none where its search has not begun."""
+    if not Path(plan.folder, shelf.BEGUN).exists():
+        return 0
+    return sum(t.state.is_finished() for t in _opened(plan, plan.search_space).get_trials(deepcopy=False))
 
 
 def ranked(rows: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -276,4 +330,8 @@ def _point(plan: Plan, frozen: FrozenTrial) -> dict[str, Any]:
 
 def _trial(study: optuna.Study, number: int) -> optuna.trial.Trial:
     # Optuna hands out a Trial only when it asks; one that was asked before a restart is rebuilt from its id.
-    return optuna.trial.Trial(study, study.trials[number]._trial_id)
+    return optuna.trial.Trial(study, _trial_id(study, number))
+
+
+def _trial_id(study: optuna.Study, number: int) -> int:
+    return study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)

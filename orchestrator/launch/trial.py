@@ -61,7 +61,7 @@ def job_of(plan: Plan, number: int, point: Mapping[str, Any]) -> Job:
         "number": number,
         "name": f"t{number:03d}",
         "epochs": recipe.train.epochs,
-        "train_storage": f"{plan.folder}/train",
+        "train_storage": plan.where.address("sweeps", plan.sweep, "train"),
         "workers": plan.workers,
         "gpus_per_worker": plan.gpus_per_worker,
         "threads": 1,

@@ -6,12 +6,17 @@ import math
 import os
 import secrets
 import time
+import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from orchestrator import mirror, store
 from orchestrator.launch.runner import Capacity, resolved
-from orchestrator.needs import Report
+from orchestrator.needs import Place, Report
+from orchestrator.on_ray import faults
+from orchestrator.patience import patiently
 
 _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -24,9 +29,13 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs without an evaluation have no metric
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # the pool limits what runs; one at a time would fill a cluster slowly
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-_PASSED_ON = ("RAY_TRAIN_", "MLFLOW_", "ORCHESTRATOR_", "TORCHINDUCTOR_")
+_PASSED_ON = ("RAY_TRAIN_", "MLFLOW_", "ORCHESTRATOR_", "OPTUNA_", "AWS_", "TORCHINDUCTOR_")
+# Ray shows and logs what is passed on, so secrets are not: nodes have them in their own environment.
+_SECRET = ("PASSWORD", "SECRET", "TOKEN", "KEY", "CREDENTIAL", "USERNAME")
+_CALL_ATTEMPTS = 5  # of a preparation whose node or process dies
 _CONTROL_BYTES = 0.6 * 2**30  # of the processes that watch over one trial
 
 
@@ -46,7 +55,7 @@ def cluster(dashboard: bool = True) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    passed_on = {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
+    passed_on = passed_on_of(os.environ)
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "ERROR",
@@ -60,6 +69,74 @@ def cluster(dashboard: bool = True) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def passed_on_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of the driver's environment every node gets."""
+    return {k: v for k, v in environment.items() if k.startswith(_PASSED_ON) and not any(s in k for s in _SECRET)}
+
+
+def admit(place: Place, tracking_uri: str) -> None:
+    """Looks whether every node has what it needs, before anything runs.
+
+    Raises:
+        ValueError: several nodes would write one SQLite file, or a node does not see the storage or the data.
+    """
+    mirror.mark(place)
+    nodes = [node for node in _nodes() if node["Resources"].get("CPU") or node["Resources"].get("GPU")]
+    hosts = {node["NodeManagerAddress"] for node in _nodes()}
+    if len(hosts) < 2:
+        return
+    if tracking_uri.startswith("sqlite"):
+        raise ValueError(
+            f"MLFLOW_TRACKING_URI={tracking_uri} is a file that {len(hosts)} nodes would write at once, which "
+            f"SQLite cannot; run an MLflow server and set MLFLOW_TRACKING_URI=http://HOST:PORT"
+        )
+    expected = None if place.remote else store.read(place.folder(mirror.FILE))
+    looking = {_look_on(node, place): node for node in nodes}
+    for task, node in looking.items():
+        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        found, has_data = _answer(task, name)
+        if expected is not None and found != expected:
+            raise ValueError(
+                f"the storage {place.storage} of this process is not there on node {name}; mount one shared folder at "
+                f"that path on every node, or set ORCHESTRATOR_STORAGE to object storage such as s3://BUCKET/PREFIX"
+            )
+        if not has_data:
+            raise ValueError(
+                f"--data-root {place.data_root} is a folder here and not on node {name}; mount it at that path on "
+                f"every node, or copy it there"
+            )
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _look_on(node: Mapping[str, Any], place: Place) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(_seen).options(num_cpus=0, scheduling_strategy=there, max_retries=1).remote(asdict(place))
+
+
+def _answer(task: Any, name: str) -> Any:
+    import ray
+
+    try:
+        return ray.get(task, timeout=60)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        raise ValueError(f"node {name} does not answer: {(str(error).splitlines() or [''])[0]}; restart it") from None
+
+
+def _seen(values: Mapping[str, str]) -> tuple[bytes | None, bool]:
+    """What a node sees of a place: the storage's mark, and whether the data are there."""
+    place = Place(**values)
+    mark = None if place.remote else store.read(place.folder(mirror.FILE))
+    return mark, not place.data_root or Path(place.data_root).is_dir()
 
 
 def _home_for_tokens() -> None:
@@ -122,38 +199,48 @@ def call(function: str, values: Mapping[str, Any], network: bool, progress: Repo
     import ray
 
     gpus = 1.0 if network and capacity().gpus >= 1 else 0.0
-    storage = values["place"]["storage"]
-    note = Path(storage) / "ready" / f"progress-{os.getpid()}-{time.monotonic_ns()}.json"
-    note.parent.mkdir(parents=True, exist_ok=True)
+    note = Place(**values["place"]).address("ready", f"progress-{os.getpid()}-{time.monotonic_ns()}.json")
     task = ray.remote(_call).options(num_cpus=1, num_gpus=gpus, max_retries=0)
-    waiting = task.remote(function, dict(values), "cuda:0" if gpus else "cpu", str(note))
-    try:
-        while not ray.wait([waiting], timeout=0.3)[0]:
-            with contextlib.suppress(OSError, ValueError):
-                progress(*json.loads(note.read_text()))
-        return ray.get(waiting)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, ValueError | OSError) else error from None
-    except KeyboardInterrupt:
-        ray.cancel(waiting, force=True)
-        raise
-    finally:
-        note.unlink(missing_ok=True)
+    for attempt in range(1, _CALL_ATTEMPTS + 1):
+        waiting = task.remote(function, dict(values), "cuda:0" if gpus else "cpu", note)
+        try:
+            while not ray.wait([waiting], timeout=0.3)[0]:
+                with contextlib.suppress(OSError, ValueError, TypeError):
+                    progress(*json.loads(store.read(note) or b"null"))
+            return ray.get(waiting)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, ValueError | OSError) else error
+            if attempt == _CALL_ATTEMPTS or not faults.is_around(cause):
+                raise cause from None
+            _again(faults.said(cause), values)
+        except ray.exceptions.RayError as error:  # its process or its node
+            if attempt == _CALL_ATTEMPTS or not faults.is_around(error):
+                raise
+            _again(faults.said(error), values)
+        except KeyboardInterrupt:
+            ray.cancel(waiting, force=True)
+            raise
+        finally:
+            store.remove(note)
+
+
+def _again(said: str, values: Mapping[str, Any]) -> None:
+    """Before a preparation is made again: the disk is there. What it had finished is kept."""
+    warnings.warn(f"a preparation {said}; made again", stacklevel=3)
+    patiently("the storage", mirror.probe, Place(**values["place"]))
 
 
 def _call(function: str, values: Mapping[str, Any], device: str, note: str) -> Any:
     import torch
 
     torch.set_num_threads(_free_cpus())
-    last = 0.0
+    last, apart = 0.0, 5.0 if store.is_remote(note) else 0.3
 
     def progress(what: str, done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last > 0.3 or done == total:
+        if time.monotonic() - last > apart:
             last = time.monotonic()
-            partial = f"{note}.tmp"
-            Path(partial).write_text(json.dumps([what, done, total]))
-            os.replace(partial, note)
+            store.write(note, json.dumps([what, done, total]).encode())
 
     return resolved(function)(values, device=device, progress=progress)
 

@@ -79,6 +79,18 @@ def claim_of(trial_id: str) -> tuple[str, Any]:
     return ray.cloudpickle.loads(stored) if stored else ("", None)
 
 
+def give_back(trial_id: str) -> None:
+    """Ends what is left of an attempt of a trial: its controller, and with it its workers, and their group."""
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    group, controller = claim_of(trial_id)
+    if controller is not None:
+        ray.kill(controller)
+    if group:
+        remove_placement_group(group)
+    _internal_kv_del(f"orchestrator/{trial_id}")
+
+
 def remove_placement_group(group: str) -> None:
     """Gives back what a group holds. Upgrade: ``ray._raylet.PlacementGroupID``."""
     from ray.util.placement_group import PlacementGroup

@@ -1,69 +1,64 @@
-"""A sweep with Ray Tune: one Tuner over the plan's study, with a janitor and a board."""
+"""A pool of sweeps with Ray Tune: one Tuner, with a janitor, that asks the pool what runs next."""
 
-from pathlib import Path
+import tempfile
 from typing import Any
 
 import ray.tune
 
-from orchestrator.launch import study
-from orchestrator.launch.plan import Plan, TrialRecord
-from orchestrator.launch.study import Study
+from orchestrator.launch.pool import Pool
 from orchestrator.on_ray import trial as trials
 from orchestrator.on_ray.janitor import Janitor
-from orchestrator.on_ray.search import EarlyStopping, StudySearch
-from orchestrator.progress import Board
+from orchestrator.on_ray.search import EarlyStopping, PoolSearch
 
 _HEAD_ONLY = {"CPU": 0, "node:__internal_head__": 0.001}  # the thin driver of a trial must not take a worker's CPU
-_RETRIES = 1  # of a trial whose process died
+_RETRIES = 10  # of a trial whose own process died, each from its last checkpoint
 
 
-def run(plan: Plan, board: Board) -> list[TrialRecord]:
-    """Runs what is left of the plan's trials and returns all of them, in order of their numbers."""
-    opened = Study(plan)
-    opened.close_abandoned()
-    left = opened.left()
-    if left > 0:
-        search, janitor = StudySearch(plan, opened), Janitor()
-        attempt = 1 + len(list((Path(plan.folder) / "tune").glob("*")))
-        with board:
-            ray.tune.Tuner(
-                ray.tune.with_resources(trials.run, _HEAD_ONLY),
-                tune_config=ray.tune.TuneConfig(
-                    search_alg=search,
-                    scheduler=EarlyStopping(search),
-                    num_samples=left,
-                    reuse_actors=False,
-                    max_concurrent_trials=plan.concurrent,
-                    trial_dirname_creator=_folder_of,
-                ),
-                run_config=ray.tune.RunConfig(
-                    name=f"attempt-{attempt}",
-                    storage_path=f"{plan.folder}/tune",
-                    verbose=0,
-                    failure_config=ray.tune.FailureConfig(max_failures=_RETRIES),
-                    callbacks=[Reporter(search, board), janitor],
-                ),
-            ).fit()
-        janitor.finish()
-        if opened.left() > 0:
-            raise KeyboardInterrupt  # Tune returns as if nothing had happened
-    opened.close_abandoned()
-    return study.records(plan)
+def drive(pool: Pool) -> None:
+    """Runs the trials that a pool gives, until it is over.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; Tune alone returns as if nothing had happened.
+    """
+    search, janitor = PoolSearch(pool), Janitor()
+    with tempfile.TemporaryDirectory(prefix="orchestrator-tune-") as own:
+        ray.tune.Tuner(
+            ray.tune.with_resources(trials.run, _HEAD_ONLY),
+            tune_config=ray.tune.TuneConfig(
+                search_alg=search,
+                scheduler=EarlyStopping(search),
+                num_samples=-1,  # the pool says when it is over
+                reuse_actors=False,
+                trial_dirname_creator=lambda trial: f"{trial.config['job']['name']}-{trial.trial_id}",
+            ),
+            run_config=ray.tune.RunConfig(
+                name="tune",
+                # The studies are the state: what Tune writes is read by nobody, so it burdens no shared storage.
+                storage_path=own,
+                verbose=0,
+                failure_config=ray.tune.FailureConfig(max_failures=_RETRIES),
+                callbacks=[Reporter(search), janitor],
+            ),
+        ).fit()
+    janitor.finish()
+    if not pool.is_over:
+        raise KeyboardInterrupt
 
 
 class Reporter(ray.tune.Callback):
-    """Writes each trial's end into its MLflow run and tells the progress board."""
+    """Tells the pool what its trials go through, and closes their MLflow runs."""
 
-    def __init__(self, search: StudySearch, board: Any):
-        self.search, self.board = search, board
-
-    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        job = trial.config["job"]
-        self.board.started(job["number"], self.search.study.point(job["number"]), job["epochs"])
+    def __init__(self, search: PoolSearch):
+        self.search = search
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        if not result.get("ended"):
-            self.board.epoch(trial.config["job"]["number"], result["epoch"], result.get(self.search.study.metric))
+        if result.get("happened"):
+            given = self.search.given[trial.trial_id]
+            self.search.pool.happened(given.member, given.number, result["happened"])
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        given = self.search.given[trial.trial_id]
+        self.search.pool.happened(given.member, given.number, "its process died; goes on from its last checkpoint")
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._ended(trial)
@@ -72,13 +67,11 @@ class Reporter(ray.tune.Callback):
         self._ended(trial)
 
     def _ended(self, trial: Any) -> None:
-        job = trial.config["job"]
+        given = self.search.given.get(trial.trial_id)
+        if given is None:  # told before
+            return
         self.search.on_trial_complete(trial.trial_id, trial.last_result, error=trial.status == "ERROR")
-        self.board.ended(job["number"], *self.search.study.close_run(job["number"], job["run_id"]))
+        self.search.pool.closed(given.member, given.number, given.job["run_id"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"search": None, "board": None}
-
-
-def _folder_of(trial: Any) -> str:
-    return f"{trial.config['job']['name']}-{trial.trial_id}"
+        return {"search": None}

@@ -8,19 +8,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_RETRIES = 1  # of a trial whose worker failed
+from orchestrator import store
+from orchestrator.on_ray import faults
+from orchestrator.on_ray.faults import reason
+
+_ATTEMPTS = 10  # of a trial whose nodes, processes or disks fail
 
 
 def run(config: dict[str, Any]) -> None:
-    """The Tune function of a trial: launches Ray Train and says how it ended."""
+    """The Tune function of a trial: launches Ray Train and says how it ended.
+
+    What failed around it, such as a node, is no fault of the trial: it goes on from its last checkpoint. What its
+    own code raises would be raised again.
+    """
     import ray.tune
 
     job = config["job"]
     job["claim"] = ray.tune.get_context().get_trial_id()
-    try:
-        final = train(job)
-    except Exception as error:  # whatever ends a trial must not end the sweep; the reason goes to its record
-        final = {"failed": reason(error)}
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            final = train(job)
+        except Exception as error:  # whatever ends a trial must not end the sweep; the reason goes to its record
+            final = {"failed": reason(error)}
+            if attempt == _ATTEMPTS or not faults.is_around(error):
+                break
+            ray.tune.report({"epoch": 0, "happened": f"{faults.said(error)}; goes on from its last checkpoint"})
+            faults.cleared(job)
+        else:
+            break
     ray.tune.report({"epoch": 0, **final, "ended": True})
 
 
@@ -35,6 +50,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
     from orchestrator.on_ray.internals import Rendezvous, Trainer
 
+    files, folder = store.for_ray(job["train_storage"])
     resources = {"CPU": 1, "GPU": job["gpus_per_worker"]} if job["gpus_per_worker"] else {"CPU": job["threads"]}
     trainer = Trainer(
         worker,
@@ -45,10 +61,11 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         ),
         run_config=ray.train.RunConfig(
             name=job["name"],
-            storage_path=job["train_storage"],
+            storage_path=folder,
+            storage_filesystem=files,
             callbacks=[TuneReportCallback()],
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
+            failure_config=ray.train.FailureConfig(max_failures=0),  # every failure is looked at: run
             logging_config=ray.train.LoggingConfig("ERROR"),
         ),
     )
@@ -59,10 +76,13 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
     """What every Ray Train worker of a trial runs."""
     import ray.train
 
-    from orchestrator import checkpoint
+    from orchestrator import checkpoint, mirror
     from orchestrator.launch import trial
+    from orchestrator.needs import Place
     from orchestrator.on_ray.internals import claim_placement_group
 
+    place = Place(**job["place"])
+    mirror.check(place)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = "cuda:0" if job["gpus_per_worker"] else "cpu"
@@ -78,6 +98,7 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
         if state is None or rank != 0:
             ray.train.report(told)
             return
+        mirror.check(place)  # else the checkpoint would go to an empty folder where the storage is not mounted
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(Path(folder) / "state.pt", state())
             ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -100,17 +121,6 @@ def _process_group(rank: int, world: int, device: str) -> Any:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def reason(error: BaseException) -> str:
-    """The innermost message in one line: Ray wraps a worker's exception several times."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        error = next(iter(failures.values()))
-    while getattr(error, "cause", None) is not None or error.__cause__ is not None:
-        error = getattr(error, "cause", None) or error.__cause__
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[-1] if text else ''}"[:2000]
 
 
 def free_address() -> tuple[str, int]:

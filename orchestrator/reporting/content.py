@@ -5,15 +5,24 @@ import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
 
 
+@dataclass(frozen=True)
+class Link:
+    """A cell, or a part of one, that leads somewhere."""
+
+    text: str
+    url: str
+
+
 @dataclass
 class TableOf:
     head: list[str]
-    rows: list[list[str]]
+    rows: list[list[Any]]  # a cell is a text, or a list of links
     numeric: set[int] = field(default_factory=set)  # columns that are aligned to the right
     caption: str = ""
     best: int = -1  # a row that stands out

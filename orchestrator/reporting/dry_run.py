@@ -67,14 +67,34 @@ def _range(bounds: Any) -> str:
     return f"{bounds.low:g} … {bounds.high:g}{whole}{' log' if bounds.log else ''}"
 
 
+Wanted = tuple[str, SearchSpace, str, int, Mapping[str, Any], Place]
+
+
+def united(wanted: list[Wanted], uri: str) -> list[str]:
+    """What is ready for several sweeps together, and what will be made, each thing once."""
+    both: list[dict[str, None]] = [{}, {}]
+    for each in wanted:
+        for known, found in zip(both, preparing.status(_plan(*each, uri)), strict=True):
+            known.update(dict.fromkeys(found))
+    return _lines(*map(list, both))
+
+
 def _needs(
     name: str, space: SearchSpace, on: str, total: int, recipes: Mapping[str, Any], place: Place, uri: str
 ) -> list[str]:
-    plan = Plan(
+    return _lines(*preparing.status(_plan(name, space, on, total, recipes, place, uri)))
+
+
+def _plan(
+    name: str, space: SearchSpace, on: str, total: int, recipes: Mapping[str, Any], place: Place, uri: str
+) -> Plan:
+    return Plan(
         folder="", space=name, title="", benchmark=on, recipes={m: flat(r) for m, r in recipes.items()},
         place=dataclasses.asdict(place), tracking_uri=uri, trials=total, space_data=plans.space_data(space),
     )  # fmt: skip
-    ready, missing = preparing.status(plan)
+
+
+def _lines(ready: list[str], missing: list[str]) -> list[str]:
     return [
         *([f"  ready            {' · '.join(ready)}"] if ready else []),
         *([f"  to be made       {' · '.join(missing)}"] if missing else []),

@@ -30,13 +30,21 @@ def ours(plan: Plan, done: list[TrialRecord], p: Published) -> str:
             if (reference.kind, reference.network) == ("teacher", p.student):
                 short = {name.rpartition("/")[2]: value for name, value in reference.metrics.items()}
                 measured = short | dict(reference.metrics)
-                return " / ".join(scores.written(m, measured.get(name)) or "–" for name, m in _named(plan, p.scores))
-    found = [r for r in done if r.point["cell"] == p.row and _same_networks(networks(plan, r), p)]
-    values = [
-        scores.mean_and_spread(metric, [r.metrics.get(_measured_as(plan, p, name)) for r in found])
-        for name, metric in _named(plan, p.scores)
-    ]
+                return " / ".join(scores.written(m, measured.get(name)) or "–" for name, m in named(plan, p.scores))
+    found = of_row(plan, done, p)
+    values = [scores.mean_and_spread(metric, values_of(plan, found, p, name)) for name, metric in named(plan, p.scores)]
     return " / ".join(value or "–" for value in values) if any(values) else "not run"
+
+
+def of_row(plan: Plan, done: list[TrialRecord], p: Published) -> list[TrialRecord]:
+    """Our trials of a printed row's cell and networks."""
+    return [r for r in done if r.point["cell"] == p.row and _same_networks(networks(plan, r), p)]
+
+
+def values_of(plan: Plan, records: list[TrialRecord], p: Published, name: str) -> list[float]:
+    """What our trials have for a printed score."""
+    measured = [r.metrics.get(_measured_as(plan, p, name)) for r in records]
+    return [value for value in measured if value is not None]
 
 
 def _measured_as(plan: Plan, p: Published, name: str) -> str:
@@ -83,7 +91,7 @@ def _same_networks(trial: tuple[str, str], p: Published) -> bool:
     return student == p.student and p.teacher in (teacher, published.BOTH_SIDES)
 
 
-def _named(plan: Plan, printed: Collection[str]) -> list[tuple[str, Metric]]:
+def named(plan: Plan, printed: Collection[str]) -> list[tuple[str, Metric]]:
     """Names of printed scores with our metrics of that name, in the methods' order.
 
     A score that no method has comes last, under its own name.
@@ -98,13 +106,13 @@ def _named(plan: Plan, printed: Collection[str]) -> list[tuple[str, Metric]]:
 
 def _printed(plan: Plan, p: Published) -> str:
     """A row's scores as printed."""
-    return " / ".join(f"{p.scores[name]:.2f}" for name, _ in _named(plan, p.scores))
+    return " / ".join(f"{p.scores[name]:.2f}" for name, _ in named(plan, p.scores))
 
 
 def _titles(plan: Plan, rows: list[Published]) -> list[str]:
     """Titles of the scores that a source prints for a benchmark."""
     printed = list(dict.fromkeys(name for p in rows for name in p.scores))
-    return [metric.title for _, metric in _named(plan, printed)]
+    return [metric.title for _, metric in named(plan, printed)]
 
 
 def _notes(found: dict[str, Published]) -> str:

@@ -49,8 +49,13 @@ def write_report(plan: Plan, to: str = "") -> tuple[Path, str]:
 def summarise(plan: Plan, records: list[TrialRecord]) -> str:
     """The sweep's summary run in MLflow: best trial, teacher, all trials as JSON; returns its id."""
     uri = plan.tracking_uri
-    experiment = tracking.experiment(uri, plan.title, plan.place["storage"], plan.search_space.question)
+    storage, question = plan.place["storage"], plan.search_space.question
     tags = {"orch.sweep": plan.tag, "orch.kind": "summary", "orch.space": plan.space, "orch.benchmark": plan.benchmark}
+    if plan.campaign:
+        experiment = tracking.experiment(uri, tracking.campaign_title(plan.campaign), storage, question)
+        tags["mlflow.parentRunId"] = tracking.campaign_run(uri, plan.campaign, storage, question, {})
+    else:
+        experiment = tracking.experiment(uri, plan.title, storage, question)
     params = {"space": plan.space, "benchmark": plan.benchmark}
     run_id = tracking.run(uri, experiment, f"{plan.tag}/summary", f"summary of {plan.sweep}", tags, params)
     best = ranked(records)[0]

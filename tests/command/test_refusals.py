@@ -16,7 +16,6 @@ from PIL import Image
 import search_spaces
 from orchestrator import evaluate, export, report, sweep, teacher, tracking, train
 from orchestrator.launch import asked, shelf, study
-from orchestrator.launch import plan as plans
 
 OWN = """
 import torch
@@ -321,6 +320,6 @@ def test_ctrl_c_is_one_line_with_the_remedy(empty, monkeypatch, cli, arguments, 
     def interrupt(*values, **named):
         raise KeyboardInterrupt
 
-    for module, name in ((asked, "resolve"), (plans, "latest"), (tracking, "read_record")):
+    for module, name in ((asked, "resolve"), (shelf, "latest"), (tracking, "read_record")):
         monkeypatch.setattr(module, name, interrupt)
     assert error(cli, *arguments, code=130) == f"interrupted; the same command {remedy}"

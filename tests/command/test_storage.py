@@ -2,22 +2,20 @@
 
 import functools
 import json
-import os
 import re
 import shutil
+import threading
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
 from command.conftest import SPACES
-from command.typed import call, error, replaced, settings, storage_at
+from command.typed import call, error, replaced, storage_at
 
-from orchestrator import evaluate, export, find, report, sweep, tracking, train
+from orchestrator import evaluate, export, find, leases, report, store, sweep, tracking
 from orchestrator.datasets import demo
 from orchestrator.launch import shelf, study
-from orchestrator.needs import Place
-from orchestrator.recipe import changed
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
@@ -122,27 +120,31 @@ def holder(**values) -> str:
     return json.dumps({"host": "another-host", "pid": 4711, "began": "1", "since": time.time(), **values})
 
 
-def test_what_a_process_on_another_host_holds_is_left_to_it(storage, swept, data, trained):
-    """Its sweep; and, where it has not been heard for a minute, what it was making."""
+def test_what_a_process_on_another_host_holds_is_left_to_it_while_it_is_heard(storage, swept, monkeypatch):
+    """Its sweep goes on here once it has been silent for long enough, with a line that says so."""
+    monkeypatch.setattr(leases, "SILENT_SECONDS", 1.0)
     lease = Path(shelf.latest("d3still_alpha").folder) / "driver.lease"
-    lease.write_text(holder())
-    line = error(sweep.main, "d3still_alpha", "--on", "folder", "--resume", "--in-process")
-    assert "the sweep d3still_alpha-folder-1 is being run by process 4711 on another-host, since" in line
-    assert line.endswith(f"if that process has ended, remove {lease}")
-    lease.unlink()
+    (own,) = lease.parent.glob("driver.lease-*")
+    other = lease.with_name(f"driver.lease-{int(own.name.rpartition('-')[2]) + 1}")
+    stop = threading.Event()
 
-    arguments = settings("supervised", **{"student.size": "12x12", "train.epochs": 1})
-    values = dict(pair.split("=", 1) for pair in arguments[1::2])
-    recipe = changed(find.recipe("supervised", "folder"), values)
-    need = find.method("supervised").needs(recipe, Place(str(storage), data[3]))["train pixels"]
-    lease = storage / "ready" / f"{need.key}.lease"
-    lease.write_text(holder(since=time.time() - 3600))
-    os.utime(lease, (time.time() - 600,) * 2)
-    line = error(train.main, "supervised", *data, *arguments)
-    assert line.startswith("error: pixels 12×12 of train is held by process 4711 on another-host, since")
-    assert re.search(r"which has not been heard for 6\d\d s; if that process has ended", line)
-    assert line.endswith(f"remove {lease}")
-    lease.unlink()
+    def living() -> None:
+        beats = 0
+        while not stop.wait(0.1):
+            beats += 1
+            store.write(str(other), holder(beats=beats).encode())
+
+    store.write(str(other), holder().encode())
+    thread = threading.Thread(target=living)
+    thread.start()
+    try:
+        line = error(sweep.main, "d3still_alpha", "--on", "folder", "--resume", "--in-process")
+    finally:
+        stop.set()
+        thread.join()
+    assert "the sweep d3still_alpha-folder-1 is being run by process 4711 on another-host, since" in line
+    shown = call(sweep.main, "d3still_alpha", "--on", "folder", "--resume", "--in-process").output
+    assert re.search(r"was held by process 4711 on another-host, since .*, not heard for \d+ s: taken over", shown)
 
 
 def test_a_plan_of_a_newer_version_is_not_guessed_at(empty, monkeypatch):

@@ -26,7 +26,7 @@ def ends(name: str) -> list[tuple[str, int]]:
 
 def test_every_sweep_is_listed_with_its_question():
     shown = call(sweep.main, "--list").output
-    for name in find.names("search_spaces"):
+    for name in find.spaces():
         assert any(line.split()[0] == name and find.space(name).question in line for line in shown.splitlines())
 
 

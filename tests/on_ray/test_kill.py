@@ -146,7 +146,7 @@ def test_two_sweeps_that_want_one_teacher_train_it_once(killed, settings, tmp_pa
     """One trains it, the other says for whom it waits and goes on; with the holder killed, the other takes over."""
     storage, go, said = tmp_path / "runs", tmp_path / "go", tmp_path / "second.txt"
     first = start(storage, str(go), *settings, code=PATIENT)
-    wait_for(lambda: list(storage.glob("teachers/*.lease-*")), 240, first)
+    wait_for(lambda: list(storage.glob("leases/teacher-*")), 240, first)
     with open(said, "w") as output:
         command = [sys.executable, "-u", "-m", "orchestrator.sweep", *settings]
         second = subprocess.Popen(command, env=environment(storage), stdout=output, stderr=subprocess.STDOUT)
@@ -162,7 +162,7 @@ def test_two_sweeps_that_want_one_teacher_train_it_once(killed, settings, tmp_pa
     assert len(trained) == int(killed)
     assert len(list(storage.glob("teachers/*/teacher.json"))) == 1
     assert len(list(storage.glob("sweeps/teacher-*"))) == 1
-    paths = [str(path).rpartition("-")[0] for path in storage.glob("**/*.lease-*")]
+    paths = [str(path).rpartition("-")[0] for path in (*storage.glob("**/*.lease-*"), *storage.glob("leases/*"))]
     left = [holder for path in paths if (holder := leases.read(path))]  # the killed sweep's own
     assert len(left) == int(killed) and all(holder.is_gone for holder in left)
 

@@ -138,7 +138,7 @@ HEAVY = ("torch", "timm", "mlflow", "matplotlib", "optuna", "pyarrow", "ray", "s
 import orchestrator
 after("orchestrator", *HEAVY, "numpy")
 from orchestrator import find
-for name in find.names("search_spaces"):
+for name in find.spaces():
     find.space(name)
 after("listing all spaces", *HEAVY, "numpy")
 import orchestrator.on_ray, orchestrator.on_ray.trial

@@ -162,7 +162,7 @@ def test_a_plan_is_read_as_it_was_stored(planned):
     assert plan.tag == f"mine-demo-1-{plan.key[:8]}" and planned().sweep == "mine-demo-2"
 
 
-@pytest.mark.parametrize("name", find.names("search_spaces"))
+@pytest.mark.parametrize("name", find.spaces())
 def test_every_space_survives_its_plan(name):
     space = find.space(name)
     stored = json.loads(json.dumps(plans.space_data(space)))

@@ -336,7 +336,7 @@ def test_names_are_found_by_file_with_near_ones_named():
 # --- Spaces -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", find.names("search_spaces"))
+@pytest.mark.parametrize("name", find.spaces())
 def test_every_space_fits_its_methods(name):
     """Every row and every corner is accepted, and the paper's value is inside and first."""
     space = find.space(name)
@@ -355,7 +355,7 @@ def test_every_space_fits_its_methods(name):
 
 
 def test_every_compared_method_has_its_space():
-    spaces, others = set(find.names("search_spaces")), set(FAMILY) - {"d3still"}
+    spaces, others = set(find.spaces()), set(FAMILY) - {"d3still"}
     assert {f"{method}_weight" for method in others} <= spaces
     assert set(find.space("asymmetric_baselines").methods) == set(FAMILY)
 

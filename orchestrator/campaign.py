@@ -1,0 +1,122 @@
+"""Run a campaign of sweeps: ``python -m orchestrator.campaign campaign_smoke [--data-root inshop=DIR …]``."""
+
+import dataclasses
+import warnings
+
+import typer
+
+from orchestrator import command, find, tracking
+from orchestrator.command import console
+from orchestrator.launch import campaign as campaigns
+from orchestrator.launch.campaign import Asked, State
+from orchestrator.launch.runner import Runner
+from orchestrator.reporting import campaign_report, dry_run
+from orchestrator.reporting.campaign_board import CampaignBoard
+
+ROOTS = typer.Option([], "--data-root", help="DIR for all benchmarks, BENCHMARK=DIR for one; may be repeated.")
+
+
+@command.app
+def main(
+    name: str = typer.Argument("", help="File name in search_spaces; --list shows all.", metavar="NAME"),
+    data_root: list[str] = ROOTS,
+    concurrent: int = typer.Option(None, "--concurrent", help="Trials at once, of all sweeps together.", min=1),
+    gpus_per_worker: float = command.GPUS,
+    trials: int = typer.Option(None, "--trials", help="Budget: the most trials in all."),
+    gpu_hours: float = typer.Option(None, "--gpu-hours", help="Budget: the most GPU hours of trials in all."),
+    resume: bool = typer.Option(False, "--resume", help="Continue the newest campaign of this name."),
+    in_process: bool = command.IN_PROCESS,
+    dry_run: bool = typer.Option(False, "--dry-run", help="Check everything, print the plan, stop."),
+    listing: bool = typer.Option(False, "--list", help="Show all campaigns."),
+) -> None:
+    """Many sweeps on one cluster: shared preparation, fair shares, one status, one report."""
+    if listing or not name:
+        for line in campaign_report.listing():
+            console.print(line, markup=False)
+        return
+    asked, roots = find.campaign(name), campaigns.data_roots(data_root)
+    campaigns.check_budget(trials, gpu_hours)
+    if resume:
+        state = campaigns.latest(name)
+        if roots or gpus_per_worker is not None:
+            raise ValueError(f"{state.name} was started with its data and workers; resume it without naming them")
+        changes = {"trials": trials or state.trials, "gpu_hours": gpu_hours or state.gpu_hours}
+        state = dataclasses.replace(state, **changes)
+        if dry_run:
+            _print_state(state)
+            return
+        tracking.check(state.tracking_uri)
+        with command.runner(in_process) as runner:
+            _run(state, runner, concurrent)
+        return
+    found = campaigns.resolved(asked, roots)
+    uri = tracking.tracking_uri(found[0].place.storage)
+    if dry_run:
+        _print_plan(name, asked.question, found, uri)
+        return
+    tracking.check(uri)
+    budget = (trials or asked.trials, gpu_hours or asked.gpu_hours)
+    with command.runner(in_process) as runner:
+        state = _new(name, asked, found, uri, runner, concurrent, gpus_per_worker, budget)
+        _run(state, runner, concurrent)
+
+
+def _new(
+    name: str, asked: campaigns.Campaign, found: list[Asked], uri: str, runner: Runner, concurrent: int | None,
+    gpus_per_worker: float | None, budget: tuple[int, float],
+) -> State:  # fmt: skip
+    places = {each.place: each for each in found if not each.left_out}
+    for place in places:
+        runner.admit(place, uri)
+    gpus = command.gpus_of(runner, gpus_per_worker)
+    at_once = [runner.concurrent(each.sweep.workers, gpus, concurrent) for each in found if not each.left_out]
+    threads = runner.threads(max(at_once))
+    return campaigns.new(name, asked, found, uri, max(at_once), threads, gpus, *budget)
+
+
+def _run(state: State, runner: Runner, concurrent: int | None) -> None:
+    """Runs what is left of a campaign, and says what came out."""
+    took_over = lambda line: warnings.warn(line, stacklevel=2)  # noqa: E731
+    with campaigns.leading(state.where, state.campaign, took_over) as lease:
+        board = CampaignBoard(console, state, campaign_report.totals(state))
+        console.print(f"{state.name}: {state.question}", markup=False)
+        for text in board.text()[:-1]:
+            console.print(text, markup=False)
+        with campaign_report.told(state, board), board:
+            state = campaigns.run(state, runner, board, lease.check, concurrent)
+        for text in board.text():
+            console.print(text, markup=False)
+        html, run_id = campaign_report.write(state)
+        tracking.finish(state.tracking_uri, run_id, "completed")
+    console.print(f"report:  {html}")
+    console.print(f"compare: {tracking.ui_command(state.tracking_uri)}   (experiment “{state.campaign}”)")
+    failed = [line for line in board.lines.values() if line.state == "failed"]
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(state.entries)} sweeps failed: {failed[0].title}: {failed[0].why}; the others are "
+            f"done, and --resume tries the failed ones again"
+        )
+
+
+def _print_plan(name: str, question: str, found: list[Asked], uri: str) -> None:
+    console.print(f"{name}: {question}", markup=False)
+    for each in found:
+        shown = (
+            f"left out: {each.left_out}" if each.left_out else f"{each.total} trials, priority {each.sweep.priority:g}"
+        )
+        console.print(f"  {each.sweep.title}: {shown}", markup=False)
+    wanted = [each for each in found if not each.left_out]
+    for line in dry_run.united(
+        [(each.sweep.space, each.space, each.sweep.on, each.total, each.recipes, each.place) for each in wanted], uri
+    ):
+        console.print(line, markup=False)
+
+
+def _print_state(state: State) -> None:
+    console.print(f"{state.name}: {state.question}", markup=False)
+    for title, done, total in campaign_report.standing(state):
+        console.print(f"  {title}: {done} of {total} trials are finished; --resume runs the rest", markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+"""Many sweeps under one limit: what a campaign is on disk, how its sweeps are prepared, and how they share a cluster.
+
+A campaign's sweeps are ordinary sweeps with plans of their own; beside them lies which ones they are. Every sweep is
+prepared in a thread of its own, and what several need is made once: leases see to that. A sweep whose preparation has
+ended joins the pool; a teacher's training is a sweep of the pool, too. What ends one sweep does not stop the others.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator import find, leases, mirror, store
+from orchestrator.launch import asked, preparing, shelf, study
+from orchestrator.launch.plan import Plan, TrialRecord
+from orchestrator.launch.pool import Budget, Limit, Pool, Shown
+from orchestrator.launch.runner import Capacity, Runner, driving
+from orchestrator.needs import Place, Report
+from orchestrator.progress import PreparationBar
+from search_spaces._campaign import Campaign, Sweep
+
+FORMAT = 1
+_TEACHERS_FIRST = 1000.0  # priority of a teacher's training: others wait for it
+_PREPARING = 4  # sweeps at once
+_LIMIT_SECONDS = 5.0  # between two questions what the cluster has
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sweep of a campaign, as it is stored."""
+
+    title: str
+    space: str
+    benchmark: str
+    priority: float
+    sweep: str = ""  # name of its folder; empty = left out
+    left_out: str = ""  # why
+
+
+@dataclass(frozen=True)
+class State:
+    """A campaign on disk, as plain values."""
+
+    name: str  # of its folder: campaign_smoke-1
+    campaign: str  # file name in search_spaces
+    question: str
+    place: dict[str, str]
+    tracking_uri: str
+    entries: tuple[Entry, ...]
+    concurrent: int
+    threads: int  # of a worker on a CPU, kept from the start: sums depend on it
+    trials: int = 0  # budget; 0 = none
+    gpu_hours: float = 0.0
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: float = field(default_factory=time.time)
+    spent: float = 0.0  # GPU hours before the last resume
+    format: int = FORMAT
+
+    @property
+    def where(self) -> Place:
+        return Place(**self.place)
+
+    @property
+    def tag(self) -> str:
+        """The name by which its MLflow run is found."""
+        return f"{self.name}-{self.key[:8]}"
+
+    def plans(self) -> dict[str, Plan]:
+        """Title -> plan of every sweep that is not left out."""
+        shelf.fetch(self.where)
+        folder = Path(self.where.folder("sweeps"))
+        return {entry.title: shelf.read(folder / entry.sweep) for entry in self.entries if entry.sweep}
+
+
+# --- What was asked ---------------------------------------------------------------------------------------------------
+
+
+def data_roots(given: list[str]) -> dict[str, str]:
+    """``DIR`` for every benchmark ("") and ``BENCHMARK=DIR`` for one.
+
+    Raises:
+        ValueError: a folder that is none, or two for the same benchmark.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        benchmark, equals, folder = text.partition("=")
+        if not equals or "/" in benchmark:
+            benchmark, folder = "", text
+        if benchmark in found:
+            raise ValueError(f"--data-root names {benchmark or 'the folder of all benchmarks'} twice")
+        if not Path(folder).is_dir():
+            raise ValueError(f"--data-root {text}: {folder} is not a directory")
+        found[benchmark] = str(Path(folder).absolute())
+    return found
+
+
+def check_budget(trials: int | None, gpu_hours: float | None) -> None:
+    """Raises ValueError for a budget of less than one trial."""
+    if trials is not None and trials < 1:
+        raise ValueError(f"--trials {trials}: the budget must be at least 1 trial; without it all are run")
+    if gpu_hours is not None and not gpu_hours > 0:
+        raise ValueError(f"--gpu-hours {gpu_hours:g}: the budget must be above 0, or no trial could start")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One sweep of a campaign with everything that can be known without starting it."""
+
+    sweep: Sweep
+    space: Any
+    recipes: Mapping[str, Any] = field(default_factory=dict)
+    place: Place = field(default_factory=lambda: Place(""))
+    total: int = 0
+    left_out: str = ""
+
+
+def resolved(campaign: Campaign, roots: Mapping[str, str]) -> list[Asked]:
+    """Every sweep's recipes and place; one whose data nobody gave is left out.
+
+    Raises:
+        ValueError: a name or value that does not exist, or nothing is left.
+    """
+    unknown = sorted(set(roots) - {""} - {sweep.on for sweep in campaign.sweeps})
+    if unknown:
+        known = ", ".join(dict.fromkeys(sweep.on for sweep in campaign.sweeps))
+        raise ValueError(f"--data-root {unknown[0]}=…: the campaign has no sweep on {unknown[0]!r}; it has {known}")
+    found = []
+    for sweep in campaign.sweeps:
+        try:
+            space = find.space(sweep.space)
+            if sweep.seeds:
+                if not space.cells:
+                    raise ValueError("seeds are of tables; this space is sampled")
+                space = dataclasses.replace(space, seeds=sweep.seeds)
+            if sweep.trials and space.cells:
+                raise ValueError(f"a table always runs in full; leave trials={sweep.trials} away")
+            root = roots.get(sweep.on, roots.get("", ""))
+            recipes, place = asked.resolve(space, sweep.on, sweep.settings, None, root, sweep.workers)
+        except ValueError as error:
+            raise ValueError(f"{sweep.title}: {error}") from error
+        total = len(space.table()) if space.cells else (sweep.trials or space.trials)
+        found.append(Asked(sweep, space, recipes, place, total, _left_out(space, recipes, place, sweep)))
+    if all(each.left_out for each in found):
+        raise ValueError(f"nothing is left of the campaign: {found[0].sweep.title}: {found[0].left_out}")
+    return found
+
+
+def _left_out(space: Any, recipes: Mapping[str, Any], place: Place, sweep: Sweep) -> str:
+    """Why a sweep cannot be run: its data are not here. Empty if it can."""
+    if place.data_root:
+        return ""
+    try:
+        for recipe in recipes.values():
+            find.listed(recipe.data.name, "", recipe.data.part)
+    except (ValueError, OSError):
+        return f"needs data: --data-root {sweep.on}=DIR"
+    return ""
+
+
+# --- On disk ----------------------------------------------------------------------------------------------------------
+
+
+def new(
+    name: str, campaign: Campaign, found: list[Asked], uri: str, concurrent: int, threads: int, gpus: float,
+    trials: int, gpu_hours: float,
+) -> State:  # fmt: skip
+    """A new campaign with a plan for each of its sweeps, stored before anything is prepared."""
+    place = next(each.place for each in found if not each.left_out)
+    mirror.mark(place)
+    own = _new_name(place, name)
+    entries = []
+    for each in found:
+        entry = Entry(each.sweep.title, each.sweep.space, each.sweep.on, each.sweep.priority, "", each.left_out)
+        if not each.left_out:
+            plan = shelf.new_plan(
+                each.sweep.space, each.space, each.sweep.title, each.sweep.on, each.recipes, each.place, uri,
+                each.total, concurrent, each.sweep.workers, gpus, own,
+            )  # fmt: skip
+            entry = dataclasses.replace(entry, sweep=plan.sweep)
+        entries.append(entry)
+    state = State(
+        own, name, campaign.question, dataclasses.asdict(dataclasses.replace(place, data_root="")), uri,
+        tuple(entries), concurrent, threads, trials, gpu_hours,
+    )  # fmt: skip
+    save(state)
+    return state
+
+
+def save(state: State) -> None:
+    store.write(
+        state.where.address("campaigns", state.name, "campaign.json"),
+        json.dumps(dataclasses.asdict(state), indent=1).encode(),
+    )
+
+
+def read(place: Place, name: str) -> State:
+    """A stored campaign, in the storage where it lies now.
+
+    Raises:
+        ValueError: it cannot be read, or is of a newer version.
+    """
+    address = place.address("campaigns", name, "campaign.json")
+    try:
+        data = json.loads(store.read(address) or b"")
+        if data["format"] > FORMAT:
+            raise ValueError(f"format {data['format']}, this version reads up to {FORMAT}; update it to go on")
+        then = data["place"]["storage"]
+        uri = data["tracking_uri"].replace(f"sqlite:///{then}/", f"sqlite:///{place.storage}/")
+        entries = tuple(Entry(**entry) for entry in data["entries"])
+        now = {**data["place"], "storage": place.storage}
+        return State(**{**data, "entries": entries, "place": now, "tracking_uri": uri})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{address} cannot be read: {error}") from error
+
+
+def latest(name: str) -> State:
+    """The newest campaign of a name; raises ValueError where there is none."""
+    place = mirror.place()
+    found = [own for own in store.names(place.address("campaigns"), f"{name}-") if re.fullmatch(rf"{name}-\d+", own)]
+    if not found:
+        raise ValueError(f"no campaign {name} in {place.remote or place.storage}; run it without --resume first")
+    return read(place, max(found, key=_number))
+
+
+def _new_name(place: Place, name: str) -> str:
+    taken = store.names(place.address("campaigns"), f"{name}-")
+    number = 1 + max((_number(own) for own in taken), default=0)
+    while not store.create(place.address("campaigns", f"{name}-{number}", "reserved"), b""):
+        number += 1
+    return f"{name}-{number}"
+
+
+def _number(name: str) -> int:
+    found = re.search(r"-(\d+)$", name)
+    return int(found[1]) if found else 0
+
+
+def leading(place: Place, name: str, took_over: Callable[[str], None]) -> Any:
+    """Holds the campaigns of a name while one runs; raises ValueError where another process runs one."""
+    return leases.held(place.address("leases", name), what=f"the campaign {name}", took_over=took_over)
+
+
+# --- Running ----------------------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """What a campaign tells: which sweep is prepared, runs, has ended. The command's display is one."""
+
+    def board(self, title: str, plan: Plan, known: list[TrialRecord]) -> Shown:
+        """Where the events of a sweep's trials go."""
+        raise NotImplementedError
+
+    def bar(self, title: str) -> PreparationBar:
+        """Where the progress of a sweep's preparation goes."""
+        raise NotImplementedError
+
+    def said(self, title: str, state: str, why: str = "") -> None:
+        """A sweep is now "preparing", "running", "done" or "failed"."""
+        raise NotImplementedError
+
+
+@dataclass
+class _Through:
+    """A runner for preparation in a campaign: calls go through, trainings of teachers into the pool."""
+
+    runner: Runner
+    pool: Pool
+    watched: Watched
+
+    def capacity(self) -> Capacity:
+        return self.runner.capacity()
+
+    def admit(self, place: Place, tracking_uri: str) -> None:
+        self.runner.admit(place, tracking_uri)
+
+    def concurrent(self, workers: int, gpus_per_worker: float, asked: int | None) -> int:
+        return self.runner.concurrent(workers, gpus_per_worker, asked)
+
+    def threads(self, workers: int) -> int:
+        return self.runner.threads(workers)
+
+    def call(self, function: str, values: Mapping[str, Any], network: bool, progress: Report) -> Any:
+        return self.runner.call(function, values, network, progress)
+
+    def sweep(self, plan: Plan, board: Shown) -> list[TrialRecord]:
+        member = self.pool.add(plan, board, _TEACHERS_FIRST, counted=False)
+        member.over.wait()
+        if member.failed:
+            raise ValueError(member.failed)
+        return study.records(plan)
+
+    def drive(self, pool: Pool) -> None:
+        raise RuntimeError("a campaign has one pool")
+
+
+def run(state: State, runner: Runner, watched: Watched, check: Callable[[], None], asked: int | None) -> State:
+    """Prepares and runs what is left of a campaign; returns it with what it has spent.
+
+    Args:
+        state: as stored.
+        runner: Ray, or this process.
+        watched: told what happens.
+        check: raises when another process has taken over.
+        asked: the most trials at once; None = as many as the cluster holds.
+    """
+    plans = state.plans()
+    budget = Budget(
+        state.trials or math.inf,
+        state.gpu_hours or math.inf,
+        sum(study.finished(plan) for plan in plans.values()),
+        state.spent,
+    )
+    pool = Pool(_limits(runner, plans, asked), budget, check, state.threads)
+    through, refused = _Through(runner, pool, watched), preparing.Refused()
+    entries = [entry for entry in state.entries if entry.sweep]
+    workers = min(_PREPARING, len(entries)) if runner.capacity().calls > 1 else 1
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="preparing")
+    tasks = [
+        executor.submit(_one, entry, plans[entry.title], through, watched, refused)
+        for entry in sorted(entries, key=lambda entry: -entry.priority)
+    ]
+    closing = threading.Thread(target=_closed_after, args=(tasks, pool), daemon=True)
+    closing.start()
+    try:
+        runner.drive(pool)
+    except BaseException as error:
+        pool.give_up(f"the campaign was interrupted: {error!r}")
+        raise
+    finally:
+        for task in tasks:
+            task.cancel()
+        executor.shutdown(wait=pool.is_over)
+        state = dataclasses.replace(state, spent=budget.gpu_hours_spent)
+        save(state)
+    return state
+
+
+def _one(entry: Entry, plan: Plan, through: _Through, watched: Watched, refused: preparing.Refused) -> None:
+    """One sweep, from its preparation to its end; whatever ends it does not end the others."""
+    title = entry.title
+    try:
+        with driving(plan) as lease:
+            watched.said(title, "preparing")
+            with watched.bar(title) as bar:
+                plan = preparing.prepared(plan, through, bar, refused)
+            lease.check()
+            watched.said(title, "running")
+            board = watched.board(title, plan, study.records(plan))
+            member = through.pool.add(plan, board, entry.priority)
+            member.over.wait()
+            watched.said(title, "failed" if member.failed else "done", member.failed)
+    except Exception as error:
+        why = str(error).strip() if isinstance(error, ValueError | OSError) else repr(error)
+        watched.said(title, "failed", why)
+
+
+def _closed_after(tasks: list[Any], pool: Pool) -> None:
+    for task in tasks:
+        task.exception()
+    pool.close()
+
+
+def _limits(runner: Runner, plans: Mapping[str, Plan], asked: int | None) -> Callable[[], Limit]:
+    """What may run at once, looked at again every few seconds: nodes come and go."""
+    smallest = min(plans.values(), key=lambda plan: (plan.workers * plan.gpus_per_worker, plan.workers))
+    known: list[tuple[float, Limit]] = []
+
+    def limit() -> Limit:
+        if not known or time.monotonic() - known[-1][0] > _LIMIT_SECONDS:
+            try:
+                at_once = runner.concurrent(smallest.workers, smallest.gpus_per_worker, asked)
+            except ValueError:  # too few nodes just now
+                at_once = 0
+            gpus = runner.capacity().gpus if smallest.gpus_per_worker else math.inf
+            known[:] = [(time.monotonic(), Limit(at_once, gpus))]
+        return known[-1][1]
+
+    return limit

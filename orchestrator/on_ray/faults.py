@@ -1,0 +1,95 @@
+"""What may fail around a trial, told apart from what its own code does wrong.
+
+Every process of a trial loads this file, so it imports next to nothing.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from orchestrator.patience import disk_is_away, seconds
+
+# How torch's process groups say that the other side has gone; they know no class of errors for it.
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "Broken pipe")
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and everything it wraps: Ray does so several times, for every worker."""
+    waiting, seen = [error], set()
+    while waiting:
+        found = waiting.pop(0)
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found
+        wrapped = [getattr(found, name, None) for name in ("cause", "controller_failure", "health_check_failure")]
+        wrapped += [getattr(found, "_base_exc", None), found.__cause__, *getattr(found, "worker_failures", {}).values()]
+        waiting += [inner for inner in wrapped if isinstance(inner, BaseException)]
+
+
+def is_around(error: BaseException) -> bool:
+    """Whether a process, a node, a disk or a network failed, and not the trial's own code."""
+    import ray.exceptions as gone
+    from ray.train.v2._internal import exceptions as train
+
+    kinds = (
+        gone.RayActorError, gone.NodeDiedError, gone.WorkerCrashedError, gone.ActorUnavailableError,
+        gone.OutOfMemoryError, gone.ActorPlacementGroupRemoved, gone.RuntimeEnvSetupError,
+        train.WorkerHealthCheckTimeoutError, train.WorkerHealthCheckFailedError,
+        train.WorkerGroupStartupTimeoutError, train.WorkerGroupStartupFailedError,
+    )  # fmt: skip
+    return any(
+        isinstance(found, kinds) or disk_is_away(found) or any(text in str(found) for text in _PEER_GONE)
+        for found in causes(error)
+    )
+
+
+def said(error: BaseException) -> str:
+    """What failed around a trial, in a few words."""
+    import ray.exceptions as gone
+
+    found = list(causes(error))
+    for each in found:
+        if disk_is_away(each):
+            return f"the disk or network failed ({(str(each).splitlines() or [''])[0]})"
+    text = " ".join(str(each) for each in found)
+    if any(isinstance(each, gone.NodeDiedError) for each in found) or ("node" in text and "died" in text.lower()):
+        return "lost a node"
+    if any(isinstance(each, gone.OutOfMemoryError) for each in found):
+        return "a node ran out of memory"
+    if hasattr(error, "worker_failures"):
+        return "lost a worker"
+    return "lost its controller"
+
+
+def cleared(job: dict[str, Any]) -> None:
+    """Before another attempt: what the last one held is given back, and its storage is there and takes files.
+
+    Raises:
+        OSError: the storage is away for longer than anybody waits.
+    """
+    from orchestrator import mirror
+    from orchestrator.needs import Place
+    from orchestrator.on_ray import internals
+
+    internals.give_back(job["claim"])
+    end = time.monotonic() + seconds()
+    while True:
+        try:
+            mirror.probe(Place(**job["place"]))
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1.0)
+
+
+def reason(error: BaseException) -> str:
+    """The innermost message in one line."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        error = next(iter(failures.values()))
+    while getattr(error, "cause", None) is not None or error.__cause__ is not None:
+        error = getattr(error, "cause", None) or error.__cause__
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[-1] if text else ''}"[:2000]

@@ -1,0 +1,235 @@
+"""A campaign as a whole: one report over all its sweeps, and one MLflow run that nests their summaries."""
+
+import statistics
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator import find, published, tracking
+from orchestrator.launch import study
+from orchestrator.launch.campaign import Entry, State
+from orchestrator.launch.plan import Plan, TrialRecord, code_facts
+from orchestrator.launch.study import ranked
+from orchestrator.progress import label
+from orchestrator.published import Published
+from orchestrator.reporting import content, printed, provenance, scores, summary
+from orchestrator.reporting.campaign_board import CampaignBoard
+from orchestrator.reporting.content import Link, Section, TableOf
+
+_TOLD_SECONDS = 20.0  # between two updates of the MLflow run
+
+
+def write(state: State, folder: str = "") -> tuple[Path, str]:
+    """Writes the report into the campaign's folder, and into its MLflow run; returns the HTML file and the run's id."""
+    plans = state.plans()
+    sections = [_overview(state, plans)]
+    for entry in state.entries:
+        sections += _sections(state, entry, plans.get(entry.title))
+    sections.append(_reproduce(state))
+    report = content.Report(state.name, state.question, _paragraph(state, plans), sections)
+    html, markdown, *_ = content.write(report, Path(folder or state.where.folder("campaigns", state.name)))
+    run_id = parent(state)
+    for plan in plans.values():
+        records = study.records(plan)
+        if records:
+            summary.summarise(plan, records)
+    for file in (html, markdown):
+        tracking.log_file(state.tracking_uri, run_id, file)
+    return html, run_id
+
+
+def parent(state: State) -> str:
+    """Id of the campaign's MLflow run, in an experiment of the campaign's name."""
+    params = {"sweeps": len(state.entries), "concurrent": state.concurrent, "budget.trials": state.trials}
+    params["budget.gpu_hours"] = state.gpu_hours
+    return tracking.campaign_run(state.tracking_uri, state.name, state.where.storage, state.question, params)
+
+
+@contextmanager
+def told(state: State, board: CampaignBoard) -> Iterator[None]:
+    """Writes the display into the campaign's MLflow run while the block runs, so that the page shows it."""
+    run_id, stop = parent(state), threading.Event()
+
+    def tell() -> None:
+        step = 0
+        while not stop.wait(_TOLD_SECONDS if step else 1.0):
+            step += 1
+            _tell(state, board, run_id)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        teller.join(timeout=30)
+        _tell(state, board, run_id)
+
+
+def _tell(state: State, board: CampaignBoard, run_id: str) -> None:
+    rows = [line.cells() for line in board.lines.values()]
+    note = ["| sweep | trials | state | |", "| --- | ---: | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)]
+    numbers = {f"campaign/{name}": value for name, value in board.numbers().items()}
+    tracking.log_status(state.tracking_uri, run_id, numbers, "\n".join([*note, "", board.whole()]))
+
+
+# --- The report -------------------------------------------------------------------------------------------------------
+
+
+def _overview(state: State, plans: dict[str, Plan]) -> Section:
+    rows = []
+    for entry in state.entries:
+        if entry.title not in plans:
+            rows.append([entry.title, "", "", "", "", "not run", entry.left_out])
+            continue
+        plan = plans[entry.title]
+        records = study.records(plan)
+        counts = [str(sum(r.status == s for r in records)) for s in ("completed", "pruned", "failed")]
+        done = [r for r in records if r.status == "completed"]
+        best = ranked(done)[0] if done else None
+        metric = scores.maximised(plan)
+        shown = f"{metric.title} {scores.written(metric, best.value)}, {label(best.point)}" if best else "not run"
+        rows.append([entry.title, str(plan.trials), *counts, shown, plan.sweep])
+    head = ["sweep", "trials", "completed", "stopped early", "failed", "best trial", ""]
+    return Section("Sweeps", tables=[TableOf(head, rows, {1, 2, 3, 4})])
+
+
+def _sections(state: State, entry: Entry, plan: Plan | None) -> list[Section]:
+    """Every table of one sweep: published rows with ours and the difference, then our own rows."""
+    rows = published.beside(entry.space, entry.benchmark)
+    if plan is None:
+        tables = _not_run(rows)
+        return [Section(entry.title, f"Not run: {entry.left_out}.", tables)] if tables else []
+    done = [r for r in study.records(plan) if r.status == "completed"]
+    tables = _published(plan, done, rows) if plan.search_space.cells else _not_run(rows)
+    own = _rows(plan, done) if plan.search_space.cells else _points(plan, done)
+    facts = provenance.facts(plan).get("protocol", "")
+    text = plan.search_space.question + (f" Measured under “{facts}”." if facts else "")
+    return [Section(entry.title, text, [*tables, own])]
+
+
+def _groups(rows: list[Published]) -> dict[tuple[str, ...], list[Published]]:
+    found: dict[tuple[str, ...], list[Published]] = {}
+    for p in rows:
+        found.setdefault((p.source, p.benchmark, f"{p.teacher} → {p.student}", p.losses), []).append(p)
+    return found
+
+
+def _caption(group: tuple[str, ...]) -> str:
+    source, benchmark, names, losses = group
+    return f"published: {source}; {benchmark}; {names}; {losses}; single runs"
+
+
+def _not_run(rows: list[Published]) -> list[TableOf]:
+    """Printed rows beside which there is nothing of ours."""
+    tables = []
+    for group, printed_rows in _groups(rows).items():
+        names = list(dict.fromkeys(name for p in printed_rows for name in p.scores))
+        body = [[p.row, *(_number(p.scores.get(name)) for name in names), "not run"] for p in printed_rows]
+        head = ["row", *(f"{name}, published" for name in names), "ours"]
+        tables.append(TableOf(head, body, set(range(1, len(head))), _caption(group), published=True))
+    return tables
+
+
+def _published(plan: Plan, done: list[TrialRecord], rows: list[Published]) -> list[TableOf]:
+    """Printed rows with ours where benchmark and networks are the same, their difference, seeds and runs."""
+    tables = []
+    for group, printed_rows in _groups(rows).items():
+        named = printed.named(plan, dict.fromkeys(name for p in printed_rows for name in p.scores))
+        body = []
+        for p in printed_rows:
+            own = printed.of_row(plan, done, p) if p.benchmark == plan.benchmark else []
+            cells: list[Any] = [p.row]
+            for name, metric in named:
+                values = printed.values_of(plan, own, p, name)
+                ours = scores.mean_and_spread(metric, values) or "not run"
+                apart = ""
+                if values and name in p.scores:
+                    apart = f"{scores.shown(metric, statistics.mean(values)) - p.scores[name]:+.2f}"
+                cells += [_number(p.scores.get(name)), ours, apart]
+            body.append([*cells, str(len(own) or ""), _links(plan, own)])
+        head = ["row"]
+        for _, metric in named:
+            head += [f"{metric.title}, published", "ours", "difference"]
+        head += ["seeds", "runs"]
+        tables.append(TableOf(head, body, set(range(1, len(head) - 1)), _caption(group), published=True))
+    return tables
+
+
+def _rows(plan: Plan, done: list[TrialRecord]) -> TableOf:
+    """Our rows: mean and spread over seeds of every metric."""
+    metrics = scores.occurring(plan, done) or scores.metrics(plan)
+    body = []
+    for cell in plan.search_space.cells:
+        own = [r for r in done if r.point["cell"] == cell]
+        values = [scores.mean_and_spread(m, [r.metrics.get(m.name) for r in own]) for m in metrics]
+        body.append([cell, *([value or "–" for value in values] if own else ["not run"] * len(metrics)),
+                     str(len(own) or ""), _links(plan, own)])  # fmt: skip
+    for reference in provenance.references(plan):
+        values = [scores.written(m, reference.metrics.get(m.name)) or "–" for m in metrics]
+        body.append([reference.title, *values, "", ""])
+    head = ["row", *(m.title for m in metrics), "seeds", "runs"]
+    caption = f"ours on {plan.benchmark}: mean ± standard deviation over seeds"
+    return TableOf(head, body, set(range(1, len(head) - 1)), caption)
+
+
+def _points(plan: Plan, done: list[TrialRecord]) -> TableOf:
+    """Our points of a sampled space, the best first."""
+    metrics = scores.occurring(plan, done) or scores.metrics(plan)
+    body = [[label(r.point), *(scores.written(m, r.metrics.get(m.name)) for m in metrics), _links(plan, [r])]
+            for r in ranked(done)]  # fmt: skip
+    head = ["point", *(m.title for m in metrics), "run"]
+    body = body or [["all points", *["not run"] * len(metrics), ""]]
+    return TableOf(
+        head, body, set(range(1, len(head) - 1)), f"ours on {plan.benchmark}, one seed", best=0 if done else -1
+    )
+
+
+def _links(plan: Plan, records: list[TrialRecord]) -> list[Link]:
+    return [Link(r.run_id[:8], tracking.page(plan.tracking_uri, r.run_id)) for r in records if r.run_id]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _paragraph(state: State, plans: dict[str, Plan]) -> str:
+    records = {title: study.records(plan) for title, plan in plans.items()}
+    done = sum(r.status == "completed" for rows in records.values() for r in rows)
+    failed = sum(r.status == "failed" for rows in records.values() for r in rows)
+    total = sum(plan.trials for plan in plans.values())
+    left_out = sum(bool(entry.left_out) for entry in state.entries)
+    text = f"{len(plans)} sweeps, {done} of {total} trials completed, {failed} failed."
+    text += f" {left_out} sweeps were left out." if left_out else ""
+    budget = [f"{state.trials} trials"] if state.trials else []
+    budget += [f"{state.gpu_hours:g} GPU hours, {state.spent:.2f} used"] if state.gpu_hours else []
+    text += f" Budget: {', '.join(budget)}." if budget else ""
+    return text + " Published numbers are of the papers; “not run” stands where we have none. Ours are in percent."
+
+
+def _reproduce(state: State) -> Section:
+    command = f"python -m orchestrator.campaign {state.campaign}"
+    facts = {"campaign": state.name, **{k: v for k, v in code_facts().items() if k != "code"}}
+    lines = [command, f"{command} --resume", tracking.ui_command(state.tracking_uri)]
+    return Section("How to reproduce", code="\n".join(lines), facts=facts)
+
+
+def totals(state: State) -> dict[str, int]:
+    """Title -> how many trials are planned."""
+    return {title: plan.trials for title, plan in state.plans().items()}
+
+
+def standing(state: State) -> list[tuple[str, int, int]]:
+    """Title, finished trials, planned trials of every sweep."""
+    return [(title, study.finished(plan), plan.trials) for title, plan in state.plans().items()]
+
+
+def listing() -> list[str]:
+    """Every campaign with its question."""
+    found = []
+    for name in find.campaigns():
+        campaign = find.campaign(name)
+        found.append(f"{name:20} {len(campaign.sweeps):3} sweeps  {campaign.question}")
+    return found
