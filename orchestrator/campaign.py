@@ -101,9 +101,8 @@ def _run(state: State, runner: Runner, concurrent: int | None) -> None:
 def _print_plan(name: str, question: str, found: list[Asked], uri: str) -> None:
     console.print(f"{name}: {question}", markup=False)
     for each in found:
-        shown = (
-            f"left out: {each.left_out}" if each.left_out else f"{each.total} trials, priority {each.sweep.priority:g}"
-        )
+        planned = f"{each.total} trials, priority {each.sweep.priority:g}"
+        shown = f"left out: {each.left_out}" if each.left_out else planned
         console.print(f"  {each.sweep.title}: {shown}", markup=False)
     wanted = [each for each in found if not each.left_out]
     for line in dry_run.united(

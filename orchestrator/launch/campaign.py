@@ -321,10 +321,9 @@ def run(state: State, runner: Runner, watched: Watched, check: Callable[[], None
     pool = Pool(_limits(runner, plans, asked), budget, check, state.threads)
     through, refused = _Through(runner, pool, watched), preparing.Refused()
     entries = [entry for entry in state.entries if entry.sweep]
-    workers = min(_PREPARING, len(entries)) if runner.capacity().calls > 1 else 1
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="preparing")
+    executor, turn = ThreadPoolExecutor(len(entries), thread_name_prefix="sweep"), threading.Semaphore(_PREPARING)
     tasks = [
-        executor.submit(_one, entry, plans[entry.title], through, watched, refused)
+        executor.submit(_one, entry, plans[entry.title], through, watched, refused, turn)
         for entry in sorted(entries, key=lambda entry: -entry.priority)
     ]
     closing = threading.Thread(target=_closed_after, args=(tasks, pool), daemon=True)
@@ -343,14 +342,17 @@ def run(state: State, runner: Runner, watched: Watched, check: Callable[[], None
     return state
 
 
-def _one(entry: Entry, plan: Plan, through: _Through, watched: Watched, refused: preparing.Refused) -> None:
+def _one(
+    entry: Entry, plan: Plan, through: _Through, watched: Watched, refused: preparing.Refused, turn: threading.Semaphore
+) -> None:
     """One sweep, from its preparation to its end; whatever ends it does not end the others."""
     title = entry.title
     try:
         with driving(plan) as lease:
-            watched.said(title, "preparing")
-            with watched.bar(title) as bar:
-                plan = preparing.prepared(plan, through, bar, refused)
+            with turn:
+                watched.said(title, "preparing")
+                with watched.bar(title) as bar:
+                    plan = preparing.prepared(plan, through, bar, refused)
             lease.check()
             watched.said(title, "running")
             board = watched.board(title, plan, study.records(plan))
