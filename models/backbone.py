@@ -55,6 +55,23 @@ def check_start(name: str, width: float = 1.0, pretrained: bool = False) -> None
         raise ValueError(f"timm has no pretrained weights of {name}; set pretrained to false")
 
 
+def check_weights(name: str) -> None:
+    """Builds a network with the weights that belong to its name, as a start of training does, and drops it.
+
+    Raises:
+        ValueError: there are none, or they cannot be had; in one line.
+    """
+    check_start(name, pretrained=True)
+    if is_own(name):
+        _own(name, pretrained=True)
+        return
+    try:
+        timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # of the hub, of sockets, of files that are damaged
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ValueError(f"weights of {name} cannot be loaded: {type(error).__name__}: {reason}") from error
+
+
 def build_backbone(
     name: str, image_size: tuple[int, int], width: float = 1.0, pretrained: bool = False, weights: str = ""
 ) -> nn.Module:
