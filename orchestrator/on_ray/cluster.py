@@ -5,6 +5,7 @@ import json
 import math
 import os
 import secrets
+import socket
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -36,7 +37,7 @@ _PASSED_ON = ("RAY_TRAIN_", "MLFLOW_", "ORCHESTRATOR_", "OPTUNA_", "AWS_", "TORC
 # Ray shows and logs what is passed on, so secrets are not: nodes have them in their own environment.
 _SECRET = ("PASSWORD", "SECRET", "TOKEN", "KEY", "CREDENTIAL", "USERNAME")
 _CALL_ATTEMPTS = 5  # of a preparation whose node or process dies
-_CONTROL_BYTES = 0.6 * 2**30  # of the processes that watch over one trial
+CONTROL_BYTES = 0.6 * 2**30  # of the processes that watch over one trial
 
 
 @contextlib.contextmanager
@@ -46,7 +47,7 @@ def cluster(dashboard: bool = True) -> Iterator[None]:
     What somebody's ``ray start`` has noted on this machine is no address: a local cluster is started beside it.
 
     Raises:
-        OSError: Ray cannot write where it must, in one line that says what to set.
+        OSError: Ray cannot write where it must, or nobody answers at the address; in one line that says what to set.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -64,6 +65,8 @@ def cluster(dashboard: bool = True) -> Iterator[None]:
     if not os.environ.get("RAY_ADDRESS"):
         _home_for_tokens()
         options |= {"address": "local", "object_store_memory": 256 * 2**20, "include_dashboard": dashboard}
+    else:
+        _check_address(os.environ["RAY_ADDRESS"])
     ray.init(**options)
     try:
         yield
@@ -137,6 +140,15 @@ def _seen(values: Mapping[str, str]) -> tuple[bytes | None, bool]:
     place = Place(**values)
     mark = None if place.remote else store.read(place.folder(mirror.FILE))
     return mark, not place.data_root or Path(place.data_root).is_dir()
+def _check_address(address: str) -> None:
+    # Ray itself would try again for ten minutes.
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto" and other words of Ray
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"RAY_ADDRESS={address} does not answer: {error}; start the head, or unset it") from error
 
 
 def _home_for_tokens() -> None:
@@ -177,7 +189,7 @@ def check_resources(workers: int, gpus_per_worker: float, concurrent: int | None
     if gpus_per_worker:
         fitting = min(fitting, int(gpus / (workers * gpus_per_worker) + 1e-6))
     if concurrent is None:
-        fitting = min(fitting, max(1, int(total.get("memory", math.inf) // _CONTROL_BYTES)))
+        fitting = min(fitting, max(1, int(total.get("memory", math.inf) // CONTROL_BYTES)))
     return min(concurrent or fitting, fitting)
 
 
