@@ -2,7 +2,7 @@
 
 Each line imports only what stands below it:
 
-sweep, train, teacher, evaluate, export, report    command lines; command: their words
+sweep, train, teacher, evaluate, export, report, doctor    command lines; command: their words
 reporting/                                         reports and tables of sweeps; needs no Ray
 on_ray/                                            the only door to Ray
 launch/                                            what a sweep is, what it needs, one trial, who runs it; no Ray

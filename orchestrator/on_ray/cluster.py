@@ -140,6 +140,8 @@ def _seen(values: Mapping[str, str]) -> tuple[bytes | None, bool]:
     place = Place(**values)
     mark = None if place.remote else store.read(place.folder(mirror.FILE))
     return mark, not place.data_root or Path(place.data_root).is_dir()
+
+
 def _check_address(address: str) -> None:
     # Ray itself would try again for ten minutes.
     host, _, port = address.rpartition("://")[2].rpartition(":")

@@ -18,15 +18,15 @@ SOURCES = {str(p.relative_to(ROOT)): p.read_text() for d in PACKAGES for p in so
 DOORS = {
     "ray": ["orchestrator/on_ray/"],
     "optuna": ["orchestrator/launch/study.py"],
-    "mlflow": ["orchestrator/tracking.py"],
-    "pyarrow": ["orchestrator/cache.py"],
+    "mlflow": ["orchestrator/mlflow_store.py"],
+    "pyarrow": ["orchestrator/cache.py", "orchestrator/store.py"],
     "matplotlib": ["orchestrator/figures.py", "orchestrator/reporting/content.py"],
     "sklearn": ["orchestrator/families/token_pruning/pictures.py"],
     "jinja2": ["orchestrator/reporting/content.py"],
     "onnxruntime": ["orchestrator/onnx_file.py"],
     "timm": ["models/"],
     "typer": ["orchestrator/command.py", *(f"orchestrator/{name}.py" for name in (
-        "sweep", "train", "teacher", "evaluate", "export", "report"))],
+        "sweep", "train", "teacher", "evaluate", "export", "report", "campaign", "doctor"))],
 }  # fmt: skip
 LONG = 400  # lines; a file of printed numbers may have more
 
