@@ -64,6 +64,7 @@ class Member:
     counted: bool = True  # against the budget of trials; trainings of teachers are not
     running: dict[int, float] = field(default_factory=dict)  # number -> start, on the clock that only runs forward
     given_all: bool = False
+    last_given: int = 0  # of equal shares, the one that waits longest is next
     over: threading.Event = field(default_factory=threading.Event)
     failed: str = ""
 
@@ -104,7 +105,7 @@ class Pool:
         self.threads = threads
         self.limit, self.budget, self.check = limit, budget or Budget(), check
         self.members: list[Member] = []
-        self._closed = False
+        self._closed, self._count = False, 0
         self._lock = threading.RLock()
 
     # --- Whoever has sweeps ---------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ class Pool:
             limit = self.limit()
             running = sum(len(member.running) for member in self.members)
             gpus = sum(len(member.running) * member.gpus for member in self.members)
-            for member in sorted(self.members, key=lambda m: m.share):
+            for member in sorted(self.members, key=lambda m: (m.share, m.last_given)):
                 if member.over.is_set() or member.given_all:
                     continue
                 if member.counted and self.budget.is_spent:
@@ -207,6 +208,8 @@ class Pool:
                     continue
                 number, point = given
                 member.running[number] = time.monotonic()
+                self._count += 1
+                member.last_given = self._count
                 self.budget.trials_spent += member.counted
                 member.board.started(number, point, job["epochs"])
                 return Given(member, number, job)
