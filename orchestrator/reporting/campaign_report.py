@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator import find, published, tracking
+from orchestrator import figures, find, published, tracking
 from orchestrator.launch import study
 from orchestrator.launch.campaign import Entry, State
 from orchestrator.launch.plan import Plan, TrialRecord, code_facts
@@ -16,7 +16,7 @@ from orchestrator.progress import label
 from orchestrator.published import Published
 from orchestrator.reporting import content, printed, provenance, scores, summary
 from orchestrator.reporting.campaign_board import CampaignBoard
-from orchestrator.reporting.content import Link, Section, TableOf
+from orchestrator.reporting.content import Link, Picture, Section, TableOf
 
 _TOLD_SECONDS = 20.0  # between two updates of the MLflow run
 
@@ -107,7 +107,19 @@ def _sections(state: State, entry: Entry, plan: Plan | None) -> list[Section]:
     own = _rows(plan, done) if plan.search_space.cells else _points(plan, done)
     facts = provenance.facts(plan).get("protocol", "")
     text = plan.search_space.question + (f" Measured under “{facts}”." if facts else "")
-    return [Section(entry.title, text, [*tables, own])]
+    return [Section(entry.title, text, [*tables, own], _picture(plan, done))]
+
+
+def _picture(plan: Plan, done: list[TrialRecord]) -> list[Picture]:
+    """Every row, or point, with the value of every seed."""
+    if not done:
+        return []
+    metric, space = scores.maximised(plan), plan.search_space
+    named = (lambda r: r.point["cell"]) if space.cells else (lambda r: label(r.point))
+    order = list(space.cells) if space.cells else [label(r.point) for r in ranked(done)]
+    values = [(name, [scores.shown(metric, r.value) for r in done if named(r) == name]) for name in order]
+    figure = figures.bars(f"{metric.title} on {plan.benchmark}", [row for row in values if row[1]], scores.axis(metric))
+    return [content.drawn(f"{plan.sweep}.png", f"{metric.title} of {plan.sweep}", figure)]
 
 
 def _groups(rows: list[Published]) -> dict[tuple[str, ...], list[Published]]:

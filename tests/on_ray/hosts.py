@@ -169,7 +169,8 @@ class Cluster:
 
     def start_head(self) -> None:
         arguments = ("start", "--head", "--block", f"--node-ip-address={self.head.ip}", "--port=6379", "--num-cpus=0",
-                     "--include-dashboard=false", f"--temp-dir={self.network.temp}", "--object-store-memory=100000000")  # fmt: skip
+                     "--include-dashboard=false", f"--temp-dir={self.network.temp}",
+                     "--object-store-memory=100000000")  # fmt: skip
         self.head.python(RAY, *arguments, log=self.head.own / "ray.log")
         wait_for(lambda: answers(self.head.ip, 6379), 60, "the start of Ray's head")
 

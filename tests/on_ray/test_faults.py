@@ -42,6 +42,12 @@ main()
 """
 
 
+GROUPS = """
+from ray.util import placement_group_table
+print([group for group, info in placement_group_table().items() if info["state"] != "REMOVED"])
+"""
+
+
 class Field:
     """The cluster, its servers, and one storage folder after another."""
 
@@ -172,8 +178,7 @@ def fault(field, undisturbed):
         assert run.table() == expected
         said = re.search(line, run.said)
         assert said, f"no line {line!r} in\n{run.said}"
-        groups = "from ray.util import placement_group_table as t\nprint([g for g, i in t().items() if i['state'] != 'REMOVED'])"
-        wait_for(lambda: field.cluster.ask(groups).strip() == "[]", 30, "the end of all placement groups")
+        wait_for(lambda: field.cluster.ask(GROUPS).strip() == "[]", 30, "the end of all placement groups")
         whole_line = next(text for text in run.said.splitlines() if re.search(line, text))
         row = {"fault": name, "lost": "nothing", "seconds more": round(seconds - usual, 1), "line": whole_line.strip()}
         if os.environ.get("FAULTS_TABLE"):
