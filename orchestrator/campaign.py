@@ -8,6 +8,7 @@ import typer
 from orchestrator import command, find, tracking
 from orchestrator.command import console
 from orchestrator.launch import campaign as campaigns
+from orchestrator.launch import shelf
 from orchestrator.launch.campaign import Asked, State
 from orchestrator.launch.runner import Runner
 from orchestrator.reporting import campaign_report, dry_run
@@ -45,7 +46,7 @@ def main(
         if dry_run:
             _print_state(state)
             return
-        tracking.check(state.tracking_uri)
+        command.check_servers(state.tracking_uri, shelf.study_address(state.where))
         with command.runner(in_process) as runner:
             _run(state, runner, concurrent)
         return
@@ -54,7 +55,7 @@ def main(
     if dry_run:
         _print_plan(name, asked.question, found, uri)
         return
-    tracking.check(uri)
+    command.check_servers(uri, shelf.study_address(found[0].place))
     budget = (trials or asked.trials, gpu_hours or asked.gpu_hours)
     with command.runner(in_process) as runner:
         state = _new(name, asked, found, uri, runner, concurrent, gpus_per_worker, budget)

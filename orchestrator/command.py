@@ -18,8 +18,8 @@ import losses
 import models
 import orchestrator
 import search_spaces
-from orchestrator import find
-from orchestrator.launch import preparing
+from orchestrator import find, tracking
+from orchestrator.launch import preparing, study
 from orchestrator.launch.plan import Plan
 from orchestrator.launch.runner import InProcess, Runner
 from orchestrator.progress import PreparationBar
@@ -94,6 +94,12 @@ def runner(in_process: bool) -> Iterator[Runner]:
 
     with on_ray.connected() as connected:
         yield connected
+
+
+def check_servers(tracking_uri: str, study_address: str) -> None:
+    """Raises ValueError where MLflow or the study's database does not answer."""
+    tracking.check(tracking_uri)
+    study.check(study_address)
 
 
 def gpus_of(chosen: Runner, asked: float | None) -> float:

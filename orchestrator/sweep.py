@@ -42,7 +42,7 @@ def main(
             finished = sum(r.status in ("completed", "pruned", "failed") for r in study.records(plan))
             console.print(f"{plan.sweep}: {finished} of {plan.trials} trials are finished; --resume runs the rest")
             return
-        tracking.check(plan.tracking_uri)
+        command.check_servers(plan.tracking_uri, plan.study)
         with command.runner(in_process) as runner:
             runner.admit(plan.where, plan.tracking_uri)
             _run(command.continued(plan, runner, concurrent), runner)
@@ -56,7 +56,7 @@ def main(
         console.print(line, markup=False)
     if dry_run:
         return
-    tracking.check(uri)
+    command.check_servers(uri, shelf.study_address(place))
     with command.runner(in_process) as runner:
         runner.admit(place, uri)
         gpus = command.gpus_of(runner, gpus_per_worker)

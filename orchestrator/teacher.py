@@ -6,7 +6,7 @@ import typer
 
 from orchestrator import command, find, tracking
 from orchestrator.command import console
-from orchestrator.launch import asked
+from orchestrator.launch import asked, shelf
 from orchestrator.launch import plan as plans
 from orchestrator.launch.plan import Plan
 from orchestrator.launch.preparing import Preparation
@@ -32,7 +32,7 @@ def main(
     trained = [need for need in needs.values() if need.trial is not None]
     if not trained:
         raise ValueError(f"this recipe of {method} trains no teacher: it uses none, or its weights are given")
-    tracking.check(uri)
+    command.check_servers(uri, shelf.study_address(place))
     with command.runner(in_process) as runner, PreparationBar(console) as bar:
         runner.admit(place, uri)
         gpus = command.gpus_of(runner, gpus_per_worker)

@@ -36,7 +36,7 @@ def main(
         if check_field(recipe, "train.seed", given.pop(seed_name, started)) != started:
             raise ValueError(f"the run {plan.sweep} was started with seed={started}; resume it without changes")
         asked.check_unchanged(plan, given, epochs, data_root, workers, gpus_per_worker)
-        tracking.check(plan.tracking_uri)
+        command.check_servers(plan.tracking_uri, plan.study)
         with command.runner(in_process) as runner:
             runner.admit(plan.where, plan.tracking_uri)
             _run(command.continued(plan, runner), runner)
@@ -45,7 +45,7 @@ def main(
     space = plans.single(method, seed)
     recipes, place = asked.resolve(space, on, given, epochs, data_root, workers)
     uri = tracking.tracking_uri(place.storage)
-    tracking.check(uri)
+    command.check_servers(uri, shelf.study_address(place))
     with command.runner(in_process) as runner:
         runner.admit(place, uri)
         gpus = command.gpus_of(runner, gpus_per_worker)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 
 from orchestrator import store, tracking
@@ -305,21 +306,30 @@ def _opened(plan: Plan, space: SearchSpace) -> optuna.Study:
 
 
 def _database(plan: Plan) -> optuna.storages.RDBStorage:
-    """Where the study is: SQLite in the sweep's folder, or the database of ``OPTUNA_STORAGE``.
-
-    Raises:
-        ValueError: the database does not answer.
-    """
+    """Where the study is: SQLite in the sweep's folder, or the database of ``OPTUNA_STORAGE``."""
     if not plan.study:
         return optuna.storages.RDBStorage(f"sqlite:///{plan.folder}/{shelf.BEGUN}")
-    try:
-        # A connection is tried before it is used: the server may have been restarted.
-        found = optuna.storages.RDBStorage(plan.study, engine_kwargs={"pool_pre_ping": True})
-    except Exception as error:  # whatever a driver raises, the address matters
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"OPTUNA_STORAGE={plan.study} cannot be used: {first}") from error
+    # A connection is tried before it is used: the server may have been restarted.
+    found = optuna.storages.RDBStorage(plan.study, engine_kwargs={"pool_pre_ping": True})
     store.write(f"{plan.folder}/{shelf.BEGUN}", b"")
     return found
+
+
+def check(address: str) -> None:
+    """Asks a study's database once, so that a wrong address ends a command before anything is prepared.
+
+    Raises:
+        ValueError: nobody answers, or not to this user.
+    """
+    if not address:
+        return
+    try:
+        timeout = {"connect_timeout": 10} if address.startswith("postgresql") else {}
+        with create_engine(address, connect_args=timeout).connect():
+            pass
+    except Exception as error:  # whatever a driver raises, the address matters
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"OPTUNA_STORAGE={address} cannot be used: {first}; start the server, or unset it") from error
 
 
 def _point(plan: Plan, frozen: FrozenTrial) -> dict[str, Any]:

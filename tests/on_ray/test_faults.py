@@ -149,7 +149,7 @@ class Run:
             assert sorted(int(r.data.tags["orch.trial"]) for r in runs) == [r.number for r in records], "runs"
             assert {r.info.status for r in runs} == {"FINISHED"}
             for run in runs:
-                steps = [step for step, _ in tracking.curve(plan.tracking_uri, run.info.run_id, "val/map")]
+                steps = [step for step, _ in tracking.curve(plan.tracking_uri, run.info.run_id, "train/loss")]
                 assert steps == [1, 2, 3, 4], (title, steps)
             metrics = lambda r: {k: v for k, v in r.metrics.items() if not k.startswith("perf/")}  # noqa: E731
             found[title] = {r.number: (r.point, r.status, metrics(r)) for r in records}
