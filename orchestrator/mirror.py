@@ -58,8 +58,19 @@ def place(data_root: str = "", address: str = "") -> Place:
 
 
 def mark(place: Place) -> None:
-    """Says that a folder is a storage: whoever does not find it later knows that the folder is not mounted."""
-    if not place.remote:
+    """Says that a folder is a storage: whoever does not find it later knows that the folder is not mounted.
+
+    Raises:
+        ValueError: an object storage does not answer, or takes nothing from this user.
+    """
+    if place.remote:
+        try:
+            probe(place)
+        except Exception as error:  # whatever a file system raises, the address matters
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            remedy = "look at the bucket, AWS_ENDPOINT_URL and the keys in the environment"
+            raise ValueError(f"ORCHESTRATOR_STORAGE={place.remote} cannot be used: {first}; {remedy}") from error
+    else:
         store.create(place.folder(FILE), json.dumps({"storage": uuid.uuid4().hex}).encode())
 
 

@@ -1,6 +1,7 @@
 """A pool of sweeps with Ray Tune: one Tuner, with a janitor, that asks the pool what runs next."""
 
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import ray.tune
@@ -14,8 +15,13 @@ _HEAD_ONLY = {"CPU": 0, "node:__internal_head__": 0.001}  # the thin driver of a
 _RETRIES = 10  # of a trial whose own process died, each from its last checkpoint
 
 
-def drive(pool: Pool) -> None:
+def drive(pool: Pool, function: Callable[[dict[str, Any]], None] = trials.run, resources: Any = _HEAD_ONLY) -> None:
     """Runs the trials that a pool gives, until it is over.
+
+    Args:
+        pool: says what runs next.
+        function: of one trial.
+        resources: of its thin driver.
 
     Raises:
         KeyboardInterrupt: the user stopped it; Tune alone returns as if nothing had happened.
@@ -23,7 +29,7 @@ def drive(pool: Pool) -> None:
     search, janitor = PoolSearch(pool), Janitor()
     with tempfile.TemporaryDirectory(prefix="orchestrator-tune-") as own:
         ray.tune.Tuner(
-            ray.tune.with_resources(trials.run, _HEAD_ONLY),
+            ray.tune.with_resources(function, resources),
             tune_config=ray.tune.TuneConfig(
                 search_alg=search,
                 scheduler=EarlyStopping(search),

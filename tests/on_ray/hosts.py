@@ -188,6 +188,12 @@ class Cluster:
         return log.read_text()
 
 
+def free_port() -> int:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        return chosen.getsockname()[1]
+
+
 @contextlib.contextmanager
 def servers(folder: Path, ip: str) -> Iterator["Servers"]:
     """PostgreSQL and an MLflow server whose runs are in it, on one address."""
@@ -206,13 +212,14 @@ class Servers:
     folder: Path
     ip: str
     mlflow: subprocess.Popen | None = None
-    port: int = 0
+    database_port: int = 5432
+    mlflow_port: int = 5000
 
     @property
     def environment(self) -> dict[str, str]:
         return {
-            "MLFLOW_TRACKING_URI": f"http://{self.ip}:5000",
-            "OPTUNA_STORAGE": f"postgresql+psycopg2://orchestrator@{self.ip}:5432/optuna",
+            "MLFLOW_TRACKING_URI": f"http://{self.ip}:{self.mlflow_port}",
+            "OPTUNA_STORAGE": f"postgresql+psycopg2://orchestrator@{self.ip}:{self.database_port}/optuna",
             "PGPASSWORD": "a-secret-of-the-test",
         }
 
@@ -236,14 +243,17 @@ class Servers:
             fresh = True
         else:
             fresh = False
-        options = f"-c listen_addresses={self.ip} -c port=5432 -c unix_socket_directories={data} -c fsync=off"
+        options = (
+            f"-c listen_addresses={self.ip} -c port={self.database_port} -c unix_socket_directories={data} -c fsync=off"
+        )
         self._as_postgres(
             str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(data / "log.txt"), "-o", options, "start"
         )
         if fresh:
             for name in ("optuna", "mlflow"):
                 subprocess.run(
-                    [str(programs / "createdb"), "-h", self.ip, "-U", "orchestrator", name],
+                    [str(programs / "createdb"), "-h", self.ip, "-p", str(self.database_port), "-U", "orchestrator",
+                     name],
                     check=True, env={**os.environ, "PGPASSWORD": "a-secret-of-the-test"},
                 )  # fmt: skip
 
@@ -252,9 +262,9 @@ class Servers:
         self._as_postgres(str(postgres() / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop", check=False)
 
     def start_mlflow(self, more: Mapping[str, str] | None = None, artifacts: str = "") -> None:
-        store = f"postgresql+psycopg2://orchestrator@{self.ip}:5432/mlflow"
+        store = f"postgresql+psycopg2://orchestrator@{self.ip}:{self.database_port}/mlflow"
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--host", self.ip,
-                   "--port", "5000", "--workers", "1", "--allowed-hosts", "*", "--serve-artifacts",
+                   "--port", str(self.mlflow_port), "--workers", "1", "--allowed-hosts", "*", "--serve-artifacts",
                    "--artifacts-destination", artifacts or str(self.folder / "artifacts")]  # fmt: skip
         environment = {
             **os.environ, "PGPASSWORD": "a-secret-of-the-test", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -264,7 +274,7 @@ class Servers:
             self.mlflow = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment, cwd=self.folder
             )
-        wait_for(lambda: answers(self.ip, 5000), 90, "the start of the MLflow server")
+        wait_for(lambda: answers(self.ip, self.mlflow_port), 90, "the start of the MLflow server")
 
     def stop_mlflow(self) -> None:
         if self.mlflow is not None and self.mlflow.poll() is None:

@@ -1,0 +1,211 @@
+"""What a campaign of thousands of trials costs beside the trials: simulated, on many nodes that are one machine.
+
+    python tests/benchmarks/bench_campaign.py [--trials 1000] [--nodes 8] [--gpus 8] [--seconds 90]
+
+Trials sleep, report and write checkpoints; everything else is real: the pool, Tune, the studies (SQLite), MLflow's
+store (SQLite), early stopping. A trial takes one simulated GPU of one of the nodes. Missing are Ray Train's processes,
+of which this machine could not hold so many. At the end, a driver that finds everything finished, as --resume does.
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+EPOCHS = 6
+SWEEPS = 4
+
+
+def fake(config: dict) -> None:
+    """A trial that sleeps, reports, and writes a checkpoint of a MiB after every epoch."""
+    import ray.tune
+
+    job, (low, high) = config["job"], map(float, os.environ["BENCH_SECONDS"].split())
+    seconds = random.Random(job["number"]).uniform(low, high)
+    folder = Path(job["train_storage"]) / job["name"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for epoch in range(1, EPOCHS + 1):
+        time.sleep(seconds / EPOCHS)
+        (folder / "state.tmp").write_bytes(b"0" * 2**20)
+        os.replace(folder / "state.tmp", folder / "state.pt")
+        ray.tune.report({"epoch": epoch, "val/map": epoch / EPOCHS})
+    ray.tune.report({"epoch": EPOCHS, "val/map": 1.0, "ended": True, "slept": seconds})
+
+
+def plans(storage: Path, trials: int) -> list:
+    """Sweeps of a table of rows and seeds; nothing needs to be prepared for trials that sleep."""
+    from orchestrator import find, tracking
+    from orchestrator.launch import shelf
+    from orchestrator.needs import Place
+    from search_spaces._space import SearchSpace
+
+    place, each = Place(str(storage)), trials // SWEEPS
+    uri, recipe = tracking.tracking_uri(str(storage)), find.recipe("d3still", "demo")
+    tracking.client(uri)
+    found = []
+    for number in range(SWEEPS):
+        cells = {f"row {row}": {"beta": 0.01 * (row + 1)} for row in range(each // 5)}
+        space = SearchSpace(method="d3still", question="?", cells=cells, seeds=tuple(range(5)))
+        plan = shelf.new_plan(
+            f"simulated{number}", space, f"simulated {number}", "demo", {"d3still": recipe}, place, uri,
+            len(space.table()), 64, 1, 1.0,
+        )  # fmt: skip
+        plan = dataclasses.replace(plan, prepared={name: {} for name in cells})
+        shelf.save(plan)
+        found.append(plan)
+    return found
+
+
+class Board:
+    """Counts."""
+
+    def __init__(self, watch: "Watch"):
+        self.watch = watch
+
+    def started(self, number, point, epochs):
+        self.watch.running += 1
+
+    def epoch(self, number, epoch, value): ...
+
+    def happened(self, number, what):
+        print(f"trial {number}: {what}", flush=True)
+
+    def ended(self, number, status, value, message=""):
+        self.watch.running -= 1
+        self.watch.done += 1
+        self.watch.look()
+
+
+class Watch:
+    """Memory and CPU time of this process as trials end, and how many GPUs were in use over time."""
+
+    def __init__(self):
+        self.running = self.done = 0
+        self.memory: dict[int, float] = {}
+        self.busy: list[tuple[float, int]] = []
+        self.began, self.cpu = time.monotonic(), time.process_time()
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def look(self) -> None:
+        if self.done % 50 == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.memory[self.done] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+            print(f"  {self.done} done, {time.monotonic() - self.began:.0f} s, {self.running} running, "
+                  f"driver {self.memory[self.done]:.0f} MiB, {time.process_time() - self.cpu:.0f} s of CPU",
+                  flush=True)  # fmt: skip
+
+    def _sample(self) -> None:
+        while True:
+            self.busy.append((time.monotonic(), self.running))
+            time.sleep(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=90.0)
+    parser.add_argument("--resume", default="", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.resume:
+        resumed(Path(given.resume))
+        return
+    low, high = 0.75 * given.seconds, 1.25 * given.seconds
+    os.environ["BENCH_SECONDS"] = f"{low} {high}"
+    with tempfile.TemporaryDirectory(prefix="bench-campaign-") as storage:
+        simulated(Path(storage), given.trials, given.nodes, given.gpus, (low, high))
+        subprocess.run([sys.executable, __file__, "--resume", storage], check=True)
+
+
+def simulated(storage: Path, trials: int, nodes: int, gpus: int, seconds: tuple[float, float]) -> None:
+    from orchestrator import mlflow_store
+    from orchestrator.launch.pool import Limit, Pool
+    from orchestrator.on_ray import cluster, sweep
+
+    for name, value in cluster._ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+    from ray.cluster_utils import Cluster
+
+    calls: Counter = Counter()
+    patient = mlflow_store._Patient.__getattr__
+
+    def counted(self, name):
+        calls[name] += 1
+        return patient(self, name)
+
+    mlflow_store._Patient.__getattr__ = counted
+    made = plans(storage, trials)
+    machine = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(nodes):
+        machine.add_node(num_cpus=0, num_gpus=gpus, object_store_memory=80 * 2**20)
+    ray.init(address=machine.address, log_to_driver=False, logging_level="ERROR")
+    watch, everything = Watch(), nodes * gpus
+    pool = Pool(lambda: Limit(everything, everything))
+    for plan in made:
+        pool.add(plan, Board(watch))
+    pool.close()
+    asked = []
+    next_of = pool.next
+
+    def timed():
+        start = time.perf_counter()
+        found = next_of()
+        if found is not None:
+            asked.append(time.perf_counter() - start)
+        return found
+
+    pool.next = timed
+    begun, cpu = time.monotonic(), time.process_time()
+    sweep.drive(pool, fake, {"CPU": 0, "GPU": 1})
+    wall, cpu = time.monotonic() - begun, time.process_time() - cpu
+    total = sum(len(plan.search_space.table()) for plan in made)
+    slept = sum(random.Random(n).uniform(*seconds) for plan in made for n in range(plan.trials))
+    filled = [t for t, running in watch.busy if running >= everything]
+    steady = [running for t, running in watch.busy if filled and filled[0] <= t <= filled[-1]]
+    print(f"{total} trials of {sum(seconds) / 2:.0f} s on {everything} GPUs of {nodes} nodes: {wall:.0f} s")
+    print(f"utilisation: {100 * slept / (wall * everything):.1f} % of all, while trials were left "
+          f"{100 * sum(steady) / len(steady) / everything if steady else 0:.1f} % given")  # fmt: skip
+    usual = sorted(1000 * seconds for seconds in asked)
+    print(f"scheduler: {cpu / total:.3f} s of the driver's CPU a trial")
+    print(f"the next trial is found in {usual[len(usual) // 2]:.0f} ms, at most {usual[-1]:.0f}")
+    first, last = watch.memory.get(100, math.nan), watch.memory[max(watch.memory)]
+    grown = 100 * (last / first - 1)
+    print(f"driver memory: {first:.0f} MiB after 100 trials, {last:.0f} after {max(watch.memory)} ({grown:+.1f} %)")
+    requests = sum(calls.values())
+    print(f"MLflow: {requests / total:.1f} requests of the driver a trial, {requests / wall:.1f} a second")
+    ray.shutdown()
+    machine.shutdown()
+
+
+def resumed(storage: Path) -> None:
+    """What --resume does where everything has ended."""
+    begun = time.monotonic()
+    from orchestrator.launch import shelf, study
+    from orchestrator.launch.pool import Limit, Pool
+
+    found = [shelf.read(folder) for folder in sorted((storage / "sweeps").iterdir())]
+    imported = time.monotonic()
+    pool = Pool(lambda: Limit(64))
+    for plan in found:
+        pool.add(plan, Board(Watch()))
+    pool.close()
+    assert pool.is_over and pool.next() is None
+    known = time.monotonic()
+    rows = [row for plan in found for row in study.records(plan)]
+    assert all(row.status == "completed" for row in rows)
+    print(f"resume of {len(rows)} finished trials: {known - begun:.1f} s until nothing is left to do "
+          f"({imported - begun:.1f} s of imports), {time.monotonic() - known:.1f} s for the table")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
