@@ -11,6 +11,7 @@ from orchestrator.patience import disk_is_away, seconds
 
 # How torch's process groups say that the other side has gone; they know no class of errors for it.
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "Broken pipe")
+_NODE_GONE = ("its node has died", "node was terminated", "node failure", "node has been drained")
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -30,7 +30,7 @@ from search_spaces._campaign import Campaign, Sweep
 SHORT = {"train.epochs": 4, "teacher.epochs": 1, "constant_epochs": 2, "data.fraction": 0.5, "run.checkpoint_every": 1}
 CAMPAIGN = Campaign("What survives?", (
     Sweep("d3still_alpha", trials=3, settings=SHORT),
-    Sweep("fitnet_weight", trials=2, settings=SHORT),
+    Sweep("fitnet_weight", trials=1, settings=SHORT),
 ))
 """
 DRIVER = """
