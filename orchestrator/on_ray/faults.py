@@ -11,7 +11,7 @@ from orchestrator.patience import disk_is_away, seconds
 
 # How torch's process groups say that the other side has gone; they know no class of errors for it.
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "Broken pipe")
-_NODE_GONE = ("its node has died", "node was terminated", "node failure", "node has been drained")
+_NODE_GONE = ("its node has died", "node has been marked dead", "node was preempted", "Node failure")
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -54,7 +54,7 @@ def said(error: BaseException) -> str:
         if disk_is_away(each):
             return f"the disk or network failed ({(str(each).splitlines() or [''])[0]})"
     text = " ".join(str(each) for each in found)
-    if any(isinstance(each, gone.NodeDiedError) for each in found) or ("node" in text and "died" in text.lower()):
+    if any(isinstance(each, gone.NodeDiedError) for each in found) or any(words in text for words in _NODE_GONE):
         return "lost a node"
     if any(isinstance(each, gone.OutOfMemoryError) for each in found):
         return "a node ran out of memory"
