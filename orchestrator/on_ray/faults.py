@@ -11,6 +11,7 @@ from orchestrator.patience import disk_is_away, seconds
 
 # How torch's process groups say that the other side has gone; they know no class of errors for it.
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "Broken pipe")
+_WANTED = "killed by `ray.kill`"  # the janitor's, when a trial is stopped early
 _NODE_GONE = ("its node has died", "node has been marked dead", "node was preempted", "Node failure")
 
 
@@ -39,6 +40,8 @@ def is_around(error: BaseException) -> bool:
         train.WorkerHealthCheckTimeoutError, train.WorkerHealthCheckFailedError,
         train.WorkerGroupStartupTimeoutError, train.WorkerGroupStartupFailedError,
     )  # fmt: skip
+    if any(_WANTED in str(found) for found in causes(error)):
+        return False
     return any(
         isinstance(found, kinds) or disk_is_away(found) or any(text in str(found) for text in _PEER_GONE)
         for found in causes(error)
