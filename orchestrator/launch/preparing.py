@@ -5,7 +5,6 @@ same thing make it once: the second one says for whom it waits.
 """
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,10 @@ from typing import Any
 
 import torch
 
-from orchestrator import cache, checkpoint, find, leases, mirror, store, tracking
+from orchestrator import cache, checkpoint, find, leases, mirror, tracking
 from orchestrator.launch import before, shelf, study
 from orchestrator.launch import plan as plans
+from orchestrator.launch.ledger import enter, entered, look_up
 from orchestrator.launch.plan import Plan
 from orchestrator.launch.runner import Runner, driving
 from orchestrator.method import Where
@@ -204,12 +204,12 @@ class Preparation:
         except (ValueError, OSError) as error:
             damage = f"the {need.title} is damaged: {error}"
         try:
-            entered = _entered(self.place, need.key)
+            known = entered(self.place, need.key)
             try:
                 facts = checkpoint.facts_of(folder / "teacher.safetensors")
             except ValueError:
                 facts = {}
-            run_id = facts.get("run_id") or (entered.told.get("teacher_run", "") if entered else "")
+            run_id = facts.get("run_id") or (known.told.get("teacher_run", "") if known else "")
             student = tracking.student_file(self.plan.tracking_uri, run_id)
             facts = {"run_id": run_id, "sha256": checkpoint.hashes(student)} | facts
             checkpoint.copy_model(student, folder, "teacher", facts)
@@ -271,41 +271,6 @@ def make(values: Mapping[str, Any], device: str, progress: Report) -> dict[str, 
     mirror.publish(place, ready.path)
     told = [str(w.message) for w in caught if "cache" in str(w.message) or "cannot be read" in str(w.message)]
     return {"ready": ready.plain(), "warnings": told}
-
-
-# --- The ledger -------------------------------------------------------------------------------------------------------
-
-
-def look_up(place: Place, key: str, verify: bool = False) -> Ready | None:
-    """What the ledger has for a key, if it is still there; ``verify`` also compares the content of caches."""
-    ready = _entered(place, key)
-    if ready is not None and place.remote:
-        return ready if mirror.published(place, ready.path) else None  # compared where it is fetched
-    if ready is None or not Path(place.folder(ready.path)).exists():
-        return None
-    path = Path(place.folder(ready.path))
-    if path.parent == Path(place.folder("cache")):
-        try:
-            cache.open_rows(path, verify=verify)
-        except cache.DamagedCache as damage:
-            if verify:
-                warnings.warn(f"{damage}; building it again", stacklevel=2)
-            return None
-    files = ready.told.get("files", {}) if verify else {}  # of a teacher; who finds it anew says what is wrong
-    whole = all(path.with_name(n).is_file() and cache.file_hash(path.with_name(n)) == sha for n, sha in files.items())
-    return ready if whole else None
-
-
-def _entered(place: Place, key: str) -> Ready | None:
-    try:
-        return Ready(**json.loads(store.read(place.address("ready", f"{key}.json")) or b""))
-    except (ValueError, TypeError):
-        return None
-
-
-def enter(place: Place, ready: Ready) -> None:
-    """Writes the ledger."""
-    store.write(place.address("ready", f"{ready.key}.json"), json.dumps(ready.plain(), indent=1).encode())
 
 
 def status(plan: Plan) -> tuple[list[str], list[str]]:

@@ -14,7 +14,7 @@ from toy import workers
 from typer.testing import CliRunner
 
 from orchestrator import checkpoint, evaluate, export, report, sweep, teacher, tracking
-from orchestrator.launch import preparing, shelf, study
+from orchestrator.launch import ledger, shelf, study
 from orchestrator.launch.plan import Plan
 from orchestrator.progress import Board
 
@@ -151,9 +151,9 @@ def test_changed_data_and_a_damaged_table_are_noticed_whatever_they_are_called(s
     table = Path(swept.plan.where.folder(ready.path)) / "data.arrow"
     whole = table.read_bytes()
     table.write_bytes(whole[:-1])
-    assert preparing.look_up(swept.plan.where, ready.key) is None
+    assert ledger.look_up(swept.plan.where, ready.key) is None
     table.write_bytes(whole)
-    assert preparing.look_up(swept.plan.where, ready.key, verify=True) == ready
+    assert ledger.look_up(swept.plan.where, ready.key, verify=True) == ready
 
 
 def test_two_workers_are_one(swept, tmp_path):
