@@ -99,7 +99,7 @@ class CampaignBoard(Watched):
 
     def event(self, title: str, text: str) -> None:
         """One line of something that happened to a sweep."""
-        self.console.print(f"  {title}: {text}", markup=False, highlight=False)
+        self.console.print(f"  {time.strftime('%H:%M:%S')} {title}: {text}", markup=False, highlight=False)
         self.quiet()
 
     def quiet(self) -> None:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 CAMPAIGN = """
 from search_spaces._campaign import Campaign, Sweep
-SHORT = {"train.epochs": 2, "teacher.epochs": 1, "constant_epochs": 1, "data.fraction": 0.5}
+SHORT = {"train.epochs": 2, "teacher.epochs": 1, "data.fraction": 0.5}
 CAMPAIGN = Campaign("Do servers do?", (Sweep("d3still_alpha", trials=3, settings=SHORT),))
 """
 COMMAND = """
@@ -46,7 +46,8 @@ def folder():
     if os.geteuid() or postgres() is None or shutil.which("runuser") is None:
         pytest.skip("needs PostgreSQL's programs and root, who starts them as another user (Debian: postgresql)")
     pytest.importorskip("moto.server", reason="needs moto's S3 server: pip install 'moto[server]'")
-    made = Path(tempfile.mkdtemp(prefix="orchestrator-servers-", dir="/var/tmp"))
+    # A short name: Ray puts sockets below it, whose paths may not be long.
+    made = Path(tempfile.mkdtemp(prefix="os-", dir="/var/tmp"))
     made.chmod(0o755)
     yield made
     shutil.rmtree(made, ignore_errors=True)
@@ -116,7 +117,7 @@ def rows(said: str) -> list[str]:
 
 
 def test_a_campaign_runs_on_servers_alone(ran, folder, environment):
-    assert "3/3 trials done" in ran and len([row for row in rows(ran)]) == 4, "a teacher and three students"
+    assert "3/3 trials done" in ran and len(rows(ran)) == 3 and "teacher ready" in ran
     listed = "import fsspec; print(*fsspec.filesystem('s3').find('campaigns/ours'), sep='\\n')"
     names = run(environment, folder / "elsewhere", "-c", listed).splitlines()
     for part in (
