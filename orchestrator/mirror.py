@@ -32,9 +32,16 @@ def place(data_root: str = "", address: str = "") -> Place:
         address: of another storage than the environment's.
 
     Raises:
-        ValueError: a path that addresses of databases read otherwise, or a URI with credentials in it.
+        ValueError: a path that addresses of databases read otherwise, a URI with credentials in it, or ./runs in a
+            folder that ``ray job submit`` has made for the job.
     """
-    address = address or os.environ.get("ORCHESTRATOR_STORAGE") or "runs"
+    address = address or os.environ.get("ORCHESTRATOR_STORAGE", "")
+    if not address and "working_dir_files" in Path.cwd().parts:
+        raise ValueError(
+            f"./runs would be in {Path.cwd()}, which Ray removes after the job; set ORCHESTRATOR_STORAGE to a folder "
+            f"that all nodes share, or to object storage such as s3://BUCKET/PREFIX"
+        )
+    address = address or "runs"
     remote = ""
     if store.is_remote(address):
         remote = address.rstrip("/")

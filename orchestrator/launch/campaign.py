@@ -77,6 +77,8 @@ class State:
         """Title -> plan of every sweep that is not left out."""
         shelf.fetch(self.where)
         folder = Path(self.where.folder("sweeps"))
+        if odd := next((e.sweep for e in self.entries if not re.fullmatch(r"[\w.-]*", e.sweep) or ".." in e.sweep), ""):
+            raise ValueError(f"{self.name} names the sweep {odd!r}, which is no name of a folder in the storage")
         return {entry.title: shelf.read(folder / entry.sweep) for entry in self.entries if entry.sweep}
 
 

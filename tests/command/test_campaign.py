@@ -299,6 +299,11 @@ def test_a_stored_campaign_that_is_newer_or_damaged_says_so(ran):
         file.write_text("{")
         with pytest.raises(ValueError, match=r"campaign.json cannot be read"):
             campaigns.read(place, "campaign_small-1")
+        outside = json.loads(whole)
+        outside["entries"][0]["sweep"] = "../../elsewhere"
+        file.write_text(json.dumps(outside))
+        with pytest.raises(ValueError, match=r"names the sweep '../../elsewhere', which is no name of a folder"):
+            campaigns.read(place, "campaign_small-1").plans()
     finally:
         file.write_text(whole)
 

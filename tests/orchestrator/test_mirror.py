@@ -160,6 +160,17 @@ def test_places_are_folders_or_uris_without_secrets(tmp_path, monkeypatch):
     assert dataclasses.asdict(Place("/a"))["remote"] == ""
 
 
+def test_what_a_job_of_ray_would_lose_is_refused(tmp_path, monkeypatch):
+    sent = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    sent.mkdir(parents=True)
+    monkeypatch.chdir(sent)
+    monkeypatch.delenv("ORCHESTRATOR_STORAGE", raising=False)
+    with pytest.raises(ValueError, match=r"which Ray removes after the job; set ORCHESTRATOR_STORAGE"):
+        mirror.place()
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE", str(tmp_path))
+    assert mirror.place().storage == str(tmp_path)
+
+
 def test_a_kind_of_storage_that_nobody_knows_is_named():
     with pytest.raises(ValueError, match=r"storage of kind nosuch:// cannot be used"):
         store.read("nosuch://bucket/file")
