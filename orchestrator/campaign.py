@@ -8,7 +8,7 @@ import typer
 from orchestrator import command, find, tracking
 from orchestrator.command import console
 from orchestrator.launch import campaign as campaigns
-from orchestrator.launch import shelf
+from orchestrator.launch import leading, shelf
 from orchestrator.launch.campaign import Asked, State
 from orchestrator.launch.runner import Runner
 from orchestrator.reporting import campaign_report, dry_run
@@ -84,7 +84,7 @@ def _run(state: State, runner: Runner, concurrent: int | None) -> None:
         for text in board.text()[:-1]:
             console.print(text, markup=False)
         with campaign_report.told(state, board), board:
-            state = campaigns.run(state, runner, board, lease.check, concurrent)
+            state = leading.run(state, runner, board, lease.check, concurrent)
         for text in board.text():
             console.print(text, markup=False)
         html, run_id = campaign_report.write(state)

@@ -18,6 +18,7 @@ _AWAY = {
                  "ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "ENETUNREACH", "EPIPE")
 }  # fmt: skip
 _since: dict[str, float] = {}  # what is away -> since when; one line for all threads
+_heard: list[str] = []  # what came back, for whoever can tell people; a worker's warnings stay in its log
 _lock = threading.Lock()
 
 
@@ -81,4 +82,13 @@ def _came_back(what: str) -> None:
     with _lock:
         since = _since.pop(what, None)
     if since is not None:
-        warnings.warn(f"{what} is back after {time.monotonic() - since:.0f} s", stacklevel=3)
+        line = f"{what} is back after {time.monotonic() - since:.0f} s"
+        _heard.append(line)
+        warnings.warn(line, stacklevel=3)
+
+
+def heard() -> str:
+    """What this process has waited for since it was asked last, in one line."""
+    with _lock:
+        lines, _heard[:] = list(_heard), []
+    return "; ".join(lines)

@@ -1,36 +1,26 @@
-"""Many sweeps under one limit: what a campaign is on disk, how its sweeps are prepared, and how they share a cluster.
+"""Many sweeps under one limit: what a campaign is, what was asked of it, and how it is stored.
 
-A campaign's sweeps are ordinary sweeps with plans of their own; beside them lies which ones they are. Every sweep is
-prepared in a thread of its own, and what several need is made once: leases see to that. A sweep whose preparation has
-ended joins the pool; a teacher's training is a sweep of the pool, too. What ends one sweep does not stop the others.
+Its sweeps are ordinary sweeps with plans of their own; beside them lies which ones they are. How they run is in
+:mod:`orchestrator.launch.leading`.
 """
 
 import dataclasses
 import json
-import math
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator import find, leases, mirror, store
-from orchestrator.launch import asked, preparing, shelf, study
-from orchestrator.launch.plan import Plan, TrialRecord
-from orchestrator.launch.pool import Budget, Limit, Pool, Shown
-from orchestrator.launch.runner import Capacity, Runner, driving
-from orchestrator.needs import Place, Report
-from orchestrator.progress import PreparationBar
+from orchestrator.launch import asked, shelf
+from orchestrator.launch.plan import Plan
+from orchestrator.needs import Place
 from search_spaces._campaign import Campaign, Sweep
 
 FORMAT = 1
-_TEACHERS_FIRST = 1000.0  # priority of a teacher's training: others wait for it
-_PREPARING = 4  # sweeps at once
-_LIMIT_SECONDS = 5.0  # between two questions what the cluster has
 
 
 @dataclass(frozen=True)
@@ -248,143 +238,3 @@ def _number(name: str) -> int:
 def leading(place: Place, name: str, took_over: Callable[[str], None]) -> Any:
     """Holds the campaigns of a name while one runs; raises ValueError where another process runs one."""
     return leases.held(place.address("leases", name), what=f"the campaign {name}", took_over=took_over)
-
-
-# --- Running ----------------------------------------------------------------------------------------------------------
-
-
-class Watched:
-    """What a campaign tells: which sweep is prepared, runs, has ended. The command's display is one."""
-
-    def board(self, title: str, plan: Plan, known: list[TrialRecord]) -> Shown:
-        """Where the events of a sweep's trials go."""
-        raise NotImplementedError
-
-    def bar(self, title: str) -> PreparationBar:
-        """Where the progress of a sweep's preparation goes."""
-        raise NotImplementedError
-
-    def said(self, title: str, state: str, why: str = "") -> None:
-        """A sweep is now "preparing", "running", "done" or "failed"."""
-        raise NotImplementedError
-
-
-@dataclass
-class _Through:
-    """A runner for preparation in a campaign: calls go through, trainings of teachers into the pool."""
-
-    runner: Runner
-    pool: Pool
-    watched: Watched
-
-    def capacity(self) -> Capacity:
-        return self.runner.capacity()
-
-    def admit(self, place: Place, tracking_uri: str) -> None:
-        self.runner.admit(place, tracking_uri)
-
-    def concurrent(self, workers: int, gpus_per_worker: float, asked: int | None) -> int:
-        return self.runner.concurrent(workers, gpus_per_worker, asked)
-
-    def threads(self, workers: int) -> int:
-        return self.runner.threads(workers)
-
-    def call(self, function: str, values: Mapping[str, Any], network: bool, progress: Report) -> Any:
-        return self.runner.call(function, values, network, progress)
-
-    def sweep(self, plan: Plan, board: Shown) -> list[TrialRecord]:
-        member = self.pool.add(plan, board, _TEACHERS_FIRST, counted=False)
-        member.over.wait()
-        if member.failed:
-            raise ValueError(member.failed)
-        return study.records(plan)
-
-    def drive(self, pool: Pool) -> None:
-        raise RuntimeError("a campaign has one pool")
-
-
-def run(state: State, runner: Runner, watched: Watched, check: Callable[[], None], asked: int | None) -> State:
-    """Prepares and runs what is left of a campaign; returns it with what it has spent.
-
-    Args:
-        state: as stored.
-        runner: Ray, or this process.
-        watched: told what happens.
-        check: raises when another process has taken over.
-        asked: the most trials at once; None = as many as the cluster holds.
-    """
-    plans = state.plans()
-    budget = Budget(
-        state.trials or math.inf,
-        state.gpu_hours or math.inf,
-        sum(study.finished(plan) for plan in plans.values()),
-        state.spent,
-    )
-    pool = Pool(_limits(runner, plans, asked), budget, check, state.threads)
-    through, refused = _Through(runner, pool, watched), preparing.Refused()
-    entries = [entry for entry in state.entries if entry.sweep]
-    executor, turn = ThreadPoolExecutor(len(entries), thread_name_prefix="sweep"), threading.Semaphore(_PREPARING)
-    tasks = [
-        executor.submit(_one, entry, plans[entry.title], through, watched, refused, turn)
-        for entry in sorted(entries, key=lambda entry: -entry.priority)
-    ]
-    closing = threading.Thread(target=_closed_after, args=(tasks, pool), daemon=True)
-    closing.start()
-    try:
-        runner.drive(pool)
-    except BaseException as error:
-        pool.give_up(f"the campaign was interrupted: {error!r}")
-        raise
-    finally:
-        for task in tasks:
-            task.cancel()
-        executor.shutdown(wait=pool.is_over)
-        state = dataclasses.replace(state, spent=budget.gpu_hours_spent)
-        save(state)
-    return state
-
-
-def _one(
-    entry: Entry, plan: Plan, through: _Through, watched: Watched, refused: preparing.Refused, turn: threading.Semaphore
-) -> None:
-    """One sweep, from its preparation to its end; whatever ends it does not end the others."""
-    title = entry.title
-    try:
-        with driving(plan) as lease:
-            with turn:
-                watched.said(title, "preparing")
-                with watched.bar(title) as bar:
-                    plan = preparing.prepared(plan, through, bar, refused)
-            lease.check()
-            watched.said(title, "running")
-            board = watched.board(title, plan, study.records(plan))
-            member = through.pool.add(plan, board, entry.priority)
-            member.over.wait()
-            watched.said(title, "failed" if member.failed else "done", member.failed)
-    except Exception as error:
-        why = str(error).strip() if isinstance(error, ValueError | OSError) else repr(error)
-        watched.said(title, "failed", why)
-
-
-def _closed_after(tasks: list[Any], pool: Pool) -> None:
-    for task in tasks:
-        task.exception()
-    pool.close()
-
-
-def _limits(runner: Runner, plans: Mapping[str, Plan], asked: int | None) -> Callable[[], Limit]:
-    """What may run at once, looked at again every few seconds: nodes come and go."""
-    smallest = min(plans.values(), key=lambda plan: (plan.workers * plan.gpus_per_worker, plan.workers))
-    known: list[tuple[float, Limit]] = []
-
-    def limit() -> Limit:
-        if not known or time.monotonic() - known[-1][0] > _LIMIT_SECONDS:
-            try:
-                at_once = runner.concurrent(smallest.workers, smallest.gpus_per_worker, asked)
-            except ValueError:  # too few nodes just now
-                at_once = 0
-            gpus = runner.capacity().gpus if smallest.gpus_per_worker else math.inf
-            known[:] = [(time.monotonic(), Limit(at_once, gpus))]
-        return known[-1][1]
-
-    return limit

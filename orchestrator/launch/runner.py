@@ -34,6 +34,8 @@ class Capacity:
 class Runner(Protocol):
     """Runs calls of preparation, and sweeps."""
 
+    beside: bool  # whether trials may run beside preparations: in one process they share its random numbers
+
     def capacity(self) -> Capacity: ...
 
     def admit(self, place: Place, tracking_uri: str) -> None:
@@ -69,6 +71,8 @@ class InProcess:
 
     The study, early stopping, MLflow runs and numbers are those of a sweep on a cluster.
     """
+
+    beside = False
 
     def __init__(self) -> None:
         self._one = threading.Lock()  # random numbers belong to the process: one thing at a time

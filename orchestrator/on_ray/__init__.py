@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class OnRay:
     """Runs preparation as Ray tasks and sweeps with Ray Tune; needs :func:`connected`."""
 
+    beside = True
+
     def capacity(self) -> "Capacity":
         from orchestrator.on_ray import cluster
 

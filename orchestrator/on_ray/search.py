@@ -61,7 +61,7 @@ class EarlyStopping(FIFOScheduler):
         self.search = search
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if result.get("ended") or result.get("happened"):
+        if result.get("ended"):
             return self.CONTINUE
         given = self.search.given[trial.trial_id]
         return self.STOP if self.search.pool.epoch(given.member, given.number, result) else self.CONTINUE

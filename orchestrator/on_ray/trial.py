@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator import store
+from orchestrator import patience, store
 from orchestrator.on_ray import faults
 from orchestrator.on_ray.faults import reason
 
@@ -94,7 +94,9 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
             resume = checkpoint.load(Path(folder) / "state.pt")
 
     def report(epoch: int, metrics: dict[str, float], state: Callable[[], dict[str, Any]] | None) -> None:
-        told = {"epoch": epoch, **metrics}
+        told: dict[str, Any] = {"epoch": epoch, **metrics}
+        if waited := patience.heard():
+            told["happened"] = waited
         if state is None or rank != 0:
             ray.train.report(told)
             return

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from orchestrator.launch.campaign import State, Watched
+from orchestrator.launch.campaign import State
+from orchestrator.launch.leading import Watched
 from orchestrator.launch.plan import Plan, TrialRecord
 from orchestrator.progress import PreparationBar, label
 

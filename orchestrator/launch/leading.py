@@ -1,0 +1,191 @@
+"""A campaign at work: its sweeps are prepared in threads, join one pool as they are ready, and end for themselves.
+
+What several sweeps need is made once: leases see to that. A teacher's training is a sweep of the pool, too. What ends
+one sweep does not stop the others.
+"""
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.launch import preparing, study
+from orchestrator.launch.campaign import Entry, State, save
+from orchestrator.launch.plan import Plan, TrialRecord
+from orchestrator.launch.pool import Budget, Limit, Pool, Shown
+from orchestrator.launch.runner import Capacity, Runner, driving
+from orchestrator.needs import Place, Report
+from orchestrator.progress import PreparationBar
+
+_TEACHERS_FIRST = 1000.0  # priority of a teacher's training: others wait for it
+_PREPARING = 4  # sweeps at once
+_LIMIT_SECONDS = 5.0  # between two questions what the cluster has
+
+
+class Watched:
+    """What a campaign tells: which sweep is prepared, runs, has ended. The command's display is one."""
+
+    def board(self, title: str, plan: Plan, known: list[TrialRecord]) -> Shown:
+        """Where the events of a sweep's trials go."""
+        raise NotImplementedError
+
+    def bar(self, title: str) -> PreparationBar:
+        """Where the progress of a sweep's preparation goes."""
+        raise NotImplementedError
+
+    def said(self, title: str, state: str, why: str = "") -> None:
+        """A sweep is now "preparing", "running", "done" or "failed"."""
+        raise NotImplementedError
+
+
+@dataclass
+class _Through:
+    """A runner for preparation in a campaign: calls go through, trainings of teachers into the pool."""
+
+    runner: Runner
+    pool: Pool
+    watched: Watched
+
+    @property
+    def beside(self) -> bool:
+        return self.runner.beside
+
+    def capacity(self) -> Capacity:
+        return self.runner.capacity()
+
+    def admit(self, place: Place, tracking_uri: str) -> None:
+        self.runner.admit(place, tracking_uri)
+
+    def concurrent(self, workers: int, gpus_per_worker: float, asked: int | None) -> int:
+        return self.runner.concurrent(workers, gpus_per_worker, asked)
+
+    def threads(self, workers: int) -> int:
+        return self.runner.threads(workers)
+
+    def call(self, function: str, values: Mapping[str, Any], network: bool, progress: Report) -> Any:
+        return self.runner.call(function, values, network, progress)
+
+    def sweep(self, plan: Plan, board: Shown) -> list[TrialRecord]:
+        member = self.pool.add(plan, board, _TEACHERS_FIRST, counted=False)
+        member.over.wait()
+        if member.failed:
+            raise ValueError(member.failed)
+        return study.records(plan)
+
+    def drive(self, pool: Pool) -> None:
+        raise RuntimeError("a campaign has one pool")
+
+
+def run(state: State, runner: Runner, watched: Watched, check: Callable[[], None], asked: int | None) -> State:
+    """Prepares and runs what is left of a campaign; returns it with what it has spent.
+
+    Args:
+        state: as stored.
+        runner: Ray, or this process.
+        watched: told what happens.
+        check: raises when another process has taken over.
+        asked: the most trials at once; None = as many as the cluster holds.
+    """
+    plans = state.plans()
+    budget = Budget(
+        state.trials or math.inf,
+        state.gpu_hours or math.inf,
+        sum(study.finished(plan) for plan in plans.values()),
+        state.spent,
+    )
+    pool = Pool(_limits(runner, plans, asked), budget, check, state.threads)
+    through, refused = _Through(runner, pool, watched), preparing.Refused()
+    entries = [entry for entry in state.entries if entry.sweep]
+    executor = ThreadPoolExecutor(len(entries), thread_name_prefix="sweep")
+    turn = _Turn(len(entries), runner.beside)
+    tasks = [
+        executor.submit(_one, entry, plans[entry.title], through, watched, refused, turn)
+        for entry in sorted(entries, key=lambda entry: -entry.priority)
+    ]
+    closing = threading.Thread(target=_closed_after, args=(tasks, pool), daemon=True)
+    closing.start()
+    try:
+        runner.drive(pool)
+    except BaseException as error:
+        pool.give_up(f"the campaign was interrupted: {error!r}")
+        raise
+    finally:
+        for task in tasks:
+            task.cancel()
+        executor.shutdown(wait=pool.is_over)
+        state = dataclasses.replace(state, spent=budget.gpu_hours_spent)
+        save(state)
+    return state
+
+
+def _one(
+    entry: Entry, plan: Plan, through: _Through, watched: Watched, refused: preparing.Refused, turn: "_Turn"
+) -> None:
+    """One sweep, from its preparation to its end; whatever ends it does not end the others."""
+    title = entry.title
+    try:
+        with ExitStack() as held:
+            with turn.preparing():
+                lease = held.enter_context(driving(plan))
+                watched.said(title, "preparing")
+                with watched.bar(title) as bar:
+                    plan = preparing.prepared(plan, through, bar, refused)
+            lease.check()
+            watched.said(title, "running")
+            board = watched.board(title, plan, study.records(plan))
+            member = through.pool.add(plan, board, entry.priority)
+            member.over.wait()
+            watched.said(title, "failed" if member.failed else "done", member.failed)
+    except Exception as error:
+        why = str(error).strip() if isinstance(error, ValueError | OSError) else repr(error)
+        watched.said(title, "failed", why)
+
+
+class _Turn:
+    """Whose preparation may run: a few at once or, in one process, one after the other and before all trials."""
+
+    def __init__(self, sweeps: int, beside: bool):
+        self._at_once, self._left, self._beside = threading.Semaphore(_PREPARING if beside else 1), sweeps, beside
+        self._lock, self._all = threading.Lock(), threading.Event()
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        try:
+            with self._at_once:
+                yield
+        finally:
+            with self._lock:
+                self._left -= 1
+                if not self._left:
+                    self._all.set()
+        if not self._beside:
+            self._all.wait()
+
+
+def _closed_after(tasks: list[Any], pool: Pool) -> None:
+    for task in tasks:
+        task.exception()
+    pool.close()
+
+
+def _limits(runner: Runner, plans: Mapping[str, Plan], asked: int | None) -> Callable[[], Limit]:
+    """What may run at once, looked at again every few seconds: nodes come and go."""
+    smallest = min(plans.values(), key=lambda plan: (plan.workers * plan.gpus_per_worker, plan.workers))
+    known: list[tuple[float, Limit]] = []
+
+    def limit() -> Limit:
+        if not known or time.monotonic() - known[-1][0] > _LIMIT_SECONDS:
+            try:
+                at_once = runner.concurrent(smallest.workers, smallest.gpus_per_worker, asked)
+            except ValueError:  # too few nodes just now
+                at_once = 0
+            gpus = runner.capacity().gpus if smallest.gpus_per_worker else math.inf
+            known[:] = [(time.monotonic(), Limit(at_once, gpus))]
+        return known[-1][1]
+
+    return limit
