@@ -61,6 +61,8 @@ def said(error: BaseException) -> str:
         return "lost a node"
     if any(isinstance(each, gone.OutOfMemoryError) for each in found):
         return "a node ran out of memory"
+    if isinstance(error, gone.WorkerCrashedError):
+        return "lost its process"
     if hasattr(error, "worker_failures"):
         return "lost a worker"
     return "lost its controller"

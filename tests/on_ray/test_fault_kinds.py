@@ -36,6 +36,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (group(of_user(FULL)), "the disk or network failed ([Errno 28] No space left on device)"),
         (ControllerError(FULL), "the disk or network failed ([Errno 28] No space left on device)"),
         (group(train.WorkerGroupStartupTimeoutError(2)), "lost a worker"),
+        (gone.WorkerCrashedError(), "lost its process"),
         (gone.OutOfMemoryError("the node ran low"), "a node ran out of memory"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
