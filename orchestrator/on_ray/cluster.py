@@ -171,7 +171,7 @@ def capacity() -> Capacity:
 
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    return Capacity(cpus, gpus, max(1, int(gpus) if gpus else int(cpus) // 2))
+    return Capacity(cpus, gpus, max(1, int(gpus or cpus)))
 
 
 def check_resources(workers: int, gpus_per_worker: float, concurrent: int | None) -> int:
@@ -207,6 +207,8 @@ def threads(workers: int) -> int:
 def call(function: str, values: Mapping[str, Any], network: bool, progress: Report) -> Any:
     """Runs a function of preparation on a node of the cluster, with its progress shown here.
 
+    A network on a CPU has one thread, for the CPU that it asks for; other calls also use what is free.
+
     Raises:
         ValueError, OSError: as the function.
     """
@@ -216,7 +218,7 @@ def call(function: str, values: Mapping[str, Any], network: bool, progress: Repo
     note = Place(**values["place"]).address("ready", f"progress-{os.getpid()}-{time.monotonic_ns()}.json")
     task = ray.remote(_call).options(num_cpus=1, num_gpus=gpus, max_retries=0)
     for attempt in range(1, _CALL_ATTEMPTS + 1):
-        waiting = task.remote(function, dict(values), "cuda:0" if gpus else "cpu", note)
+        waiting = task.remote(function, dict(values), "cuda:0" if gpus else "cpu", network and not gpus, note)
         try:
             while not ray.wait([waiting], timeout=0.3)[0]:
                 with contextlib.suppress(OSError, ValueError, TypeError):
@@ -244,10 +246,11 @@ def _again(said: str, values: Mapping[str, Any]) -> None:
     patiently("the storage", mirror.probe, Place(**values["place"]))
 
 
-def _call(function: str, values: Mapping[str, Any], device: str, note: str) -> Any:
+def _call(function: str, values: Mapping[str, Any], device: str, one_thread: bool, note: str) -> Any:
     import torch
 
-    torch.set_num_threads(_free_cpus())
+    # Sums of few images are in another order with more threads: what is free must not decide the bits of a table.
+    torch.set_num_threads(1 if one_thread else _free_cpus())
     last, apart = 0.0, 5.0 if store.is_remote(note) else 0.3
 
     def progress(what: str, done: int, total: int) -> None:

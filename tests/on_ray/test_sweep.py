@@ -141,6 +141,55 @@ def test_numbers_on_ray_are_those_of_this_process(local_ray, tiny_place, tiny_re
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize(("one_thread", "expected"), [(True, 1), (False, 2)])
+def test_what_is_free_decides_no_bit_of_a_table(one_thread, expected, monkeypatch, tmp_path):
+    """Sums of few images are in another order with more threads; other calls may use what is free."""
+    import torch
+
+    from orchestrator.on_ray import cluster
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(cluster, "_free_cpus", lambda: 2)
+    monkeypatch.setattr(cluster, "resolved", lambda name: lambda values, device, progress: torch.get_num_threads())
+    try:
+        assert cluster._call("module:function", {}, "cpu", one_thread, str(tmp_path / "note")) == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_pieces_side_by_side_are_those_of_one_thread_one_after_the_other(
+    local_ray, tiny_recipe, own_place, monkeypatch, tmp_path
+):
+    import numpy as np
+    import torch
+
+    from orchestrator import cache, find
+    from orchestrator.families.retrieval import data
+    from orchestrator.launch.runner import InProcess
+    from orchestrator.on_ray import cluster
+
+    assert local_ray.capacity().calls == int(local_ray.capacity().cpus), "one piece for every CPU"
+    monkeypatch.setattr(data, "SHARD_ROWS", 40)
+    asked, call, before = [], cluster.call, torch.get_num_threads()
+    monkeypatch.setattr(cluster, "call", lambda *given: asked.append(given[2]) or call(*given))
+    recipe, found = tiny_recipe(views="clean"), []
+    torch.set_num_threads(1)
+    try:
+        for runner in (local_ray, InProcess()):
+            place = dataclasses.replace(own_place, storage=str(tmp_path / type(runner).__name__))
+            plan = Plan("", "", "", "", {}, dataclasses.asdict(place), "", 1)
+            need = find.method("d3still").needs(recipe, place)["targets"]
+            ready = preparing.Preparation(plan, runner, PreparationBar(quiet())).meet("d3still", need)
+            table = cache.open_rows(place.folder(ready.path))
+            assert len(table.manifest["parts"]) == 3
+            found.append(table(np.arange(len(table))))
+    finally:
+        torch.set_num_threads(before)
+    assert asked.count(True) >= 3, "shards"
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.slow
 def test_a_trial_that_cannot_fit_is_refused(local_ray):
     with pytest.raises(ValueError, match=r"a trial of 500 workers needs 500 CPUs, the cluster has"):
