@@ -115,6 +115,8 @@ class Pool:
         opened = Study(plan)
         opened.close_abandoned()
         member = Member(plan, opened, board, priority, counted)
+        for number in sorted(opened.interrupted):
+            board.happened(number, "its driver ended; goes on from its last checkpoint")
         with self._lock:
             self.members.append(member)
             self._look(member)

@@ -89,7 +89,7 @@ class Study:
         self._unfinished = [t.number for t in self.optuna.get_trials(states=(TrialState.RUNNING,))]
         for number in self._unfinished:
             self._complete(number)
-        self._interrupted = set(self._unfinished)
+        self.interrupted = frozenset(self._unfinished)  # with their driver
 
     @_waits
     def next(self) -> tuple[int, dict[str, Any]] | None:
@@ -123,7 +123,7 @@ class Study:
         Its workers lived a little longer: epochs that are in its MLflow run are put into the study and on the rungs;
         where a rung would have stopped it, it ends as pruned now.
         """
-        if number not in self._interrupted:
+        if number not in self.interrupted:
             return False
         for epoch, value in tracking.curve(self.plan.tracking_uri, run_id, self.metric):
             self._store(number, epoch, value)

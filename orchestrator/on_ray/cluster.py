@@ -36,6 +36,7 @@ _ENVIRONMENT = {
 _PASSED_ON = ("RAY_TRAIN_", "MLFLOW_", "ORCHESTRATOR_", "OPTUNA_", "AWS_", "TORCHINDUCTOR_")
 # Ray shows and logs what is passed on, so secrets are not: nodes have them in their own environment.
 _SECRET = ("PASSWORD", "SECRET", "TOKEN", "KEY", "CREDENTIAL", "USERNAME")
+_CLOCK_SECONDS = 2.0
 _CALL_ATTEMPTS = 5  # of a preparation whose node or process dies
 CONTROL_BYTES = 0.6 * 2**30  # of the processes that watch over one trial
 
@@ -96,10 +97,15 @@ def admit(place: Place, tracking_uri: str) -> None:
             f"SQLite cannot; run an MLflow server and set MLFLOW_TRACKING_URI=http://HOST:PORT"
         )
     expected = None if place.remote else store.read(place.folder(mirror.FILE))
+    asked = time.time()
     looking = {_look_on(node, place): node for node in nodes}
     for task, node in looking.items():
         name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        found, has_data = _answer(task, name)
+        found, has_data, clock = _answer(task, name)
+        apart = min(clock - asked, 0.0) + max(clock - time.time(), 0.0)
+        if abs(apart) > _CLOCK_SECONDS:
+            said = f"the clock of node {name} is {abs(apart):.0f} s {'behind' if apart < 0 else 'ahead'}"
+            warnings.warn(f"{said}; nothing is decided by it, but logs and MLflow show it", stacklevel=2)
         if expected is not None and found != expected:
             raise ValueError(
                 f"the storage {place.storage} of this process is not there on node {name}; mount one shared folder at "
@@ -135,11 +141,11 @@ def _answer(task: Any, name: str) -> Any:
         raise ValueError(f"node {name} does not answer: {(str(error).splitlines() or [''])[0]}; restart it") from None
 
 
-def _seen(values: Mapping[str, str]) -> tuple[bytes | None, bool]:
-    """What a node sees of a place: the storage's mark, and whether the data are there."""
+def _seen(values: Mapping[str, str]) -> tuple[bytes | None, bool, float]:
+    """What a node sees of a place: the storage's mark, whether the data are there; and its clock."""
     place = Place(**values)
     mark = None if place.remote else store.read(place.folder(mirror.FILE))
-    return mark, not place.data_root or Path(place.data_root).is_dir()
+    return mark, not place.data_root or Path(place.data_root).is_dir(), time.time()
 
 
 def _check_address(address: str) -> None:

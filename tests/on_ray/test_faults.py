@@ -252,7 +252,7 @@ def test_a_killed_driver(field, fault):
     assert field.cluster.head.kill(f"{os.sys.executable} -u -c \nimport sys\nimport search_spaces")
     run.process.wait(20)
     run.start("--resume")
-    check(run.finish(), "the driver killed, then --resume", r"trial \d started")
+    check(run.finish(), "the driver killed, then --resume", r"trial \d: its driver ended; goes on")
 
 
 def test_a_killed_node(field, fault):
@@ -273,7 +273,7 @@ def test_a_killed_head(field, fault):
     run.process.wait(60)
     field.start()
     run.start("--resume")
-    check(run.finish(), "the head node killed, a new cluster, then --resume", r"trial \d started")
+    check(run.finish(), "the head node killed, a new cluster, then --resume", r"trial \d: its driver ended; goes on")
 
 
 def test_an_mlflow_server_that_is_away(field, fault):
@@ -376,5 +376,9 @@ def test_a_clock_that_is_an_hour_late(field, fault):
     field.whole()
     run = make(new=True).start()
     run.finish()
-    check(run, "the clock of one node set back by an hour (with the preparation)", r"trial \d completed")
+    check(
+        run,
+        "the clock of one node set back by an hour (with the preparation)",
+        r"the clock of node .* is 36\d\d s behind",
+    )
     late.kill()

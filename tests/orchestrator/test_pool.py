@@ -35,6 +35,7 @@ class Counting:
     metric: str = "val/map"
     given: int = 0
     finished: dict = field(default_factory=dict)
+    interrupted: frozenset = frozenset()
 
     def close_abandoned(self): ...
 
