@@ -87,12 +87,16 @@ class Lease:
         return json.dumps({**asdict(self.holder), "beats": self.beats}).encode()
 
     def beat(self) -> None:
-        """Writes the next beat, unless somebody has taken over."""
-        if self.lost.is_set() or _generations(self.address)[-1:] != [self.generation]:
+        """Writes the next beat, unless somebody has taken over: there is a higher generation.
+
+        Where there is none at all the storage is away, perhaps not mounted, and nothing must be written there.
+        """
+        generations = _generations(self.address)
+        if generations and generations[-1] > self.generation:
             self.lost.set()
-            return
-        self.beats += 1
-        store.write(self.own, self.content)
+        if self.generation in generations and not self.lost.is_set():
+            self.beats += 1
+            store.write(self.own, self.content)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from orchestrator.patience import disk_is_away, seconds
 
 # How torch's process groups say that the other side has gone; they know no class of errors for it.
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "Broken pipe")
+_DISK = ("No space left on device", "Disk quota exceeded", "Stale file handle")  # some libraries keep no error number
 _WANTED = "killed by `ray.kill`"  # the janitor's, when a trial is stopped early
 _NODE_GONE = ("its node has died", "node has been marked dead", "node was preempted", "Node failure")
 
@@ -29,8 +30,11 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         waiting += [inner for inner in wrapped if isinstance(inner, BaseException)]
 
 
-def is_around(error: BaseException) -> bool:
-    """Whether a process, a node, a disk or a network failed, and not the trial's own code."""
+def is_around(error: BaseException, storage: str = "") -> bool:
+    """Whether a process, a node, a disk or a network failed, and not the trial's own code.
+
+    ``storage`` is where checkpoints go: a file that is missing there was there a moment ago.
+    """
     import ray.exceptions as gone
     from ray.train.v2._internal import exceptions as train
 
@@ -43,18 +47,24 @@ def is_around(error: BaseException) -> bool:
     if any(_WANTED in str(found) for found in causes(error)):
         return False
     return any(
-        isinstance(found, kinds) or disk_is_away(found) or any(text in str(found) for text in _PEER_GONE)
+        isinstance(found, kinds) or _disk_failed(found, storage) or any(text in str(found) for text in _PEER_GONE)
         for found in causes(error)
     )
 
 
-def said(error: BaseException) -> str:
+def _disk_failed(error: BaseException, storage: str) -> bool:
+    if disk_is_away(error) or any(text in str(error) for text in _DISK):
+        return True
+    return isinstance(error, OSError) and bool(storage) and storage in str(error)
+
+
+def said(error: BaseException, storage: str = "") -> str:
     """What failed around a trial, in a few words."""
     import ray.exceptions as gone
 
     found = list(causes(error))
     for each in found:
-        if disk_is_away(each):
+        if _disk_failed(each, storage):
             return f"the disk or network failed ({(str(each).splitlines() or [''])[0]})"
     text = " ".join(str(each) for each in found)
     if any(isinstance(each, gone.NodeDiedError) for each in found) or any(words in text for words in _NODE_GONE):

@@ -30,9 +30,14 @@ def run(config: dict[str, Any]) -> None:
             final = train(job)
         except Exception as error:  # whatever ends a trial must not end the sweep; the reason goes to its record
             final = {"failed": reason(error)}
-            if attempt == _ATTEMPTS or not faults.is_around(error):
+            if attempt == _ATTEMPTS or not faults.is_around(error, job["train_storage"]):
                 break
-            ray.tune.report({"epoch": 0, "happened": f"{faults.said(error)}; goes on from its last checkpoint"})
+            ray.tune.report(
+                {
+                    "epoch": 0,
+                    "happened": f"{faults.said(error, job['train_storage'])}; goes on from its last checkpoint",
+                }
+            )
             faults.cleared(job)
         else:
             break

@@ -61,6 +61,15 @@ def test_its_own(error):
     assert not faults.is_around(error)
 
 
+def test_a_file_that_is_missing_in_the_storage_was_there_a_moment_ago():
+    missing = ControllerError(
+        FileNotFoundError(2, "Failed to open local file '/runs/sweeps/a-1/train/t000/snapshot.json'")
+    )
+    assert faults.is_around(missing, "/runs/sweeps/a-1/train") and not faults.is_around(missing, "/elsewhere")
+    assert faults.said(missing, "/runs/sweeps/a-1/train").startswith("the disk or network failed ([Errno 2]")
+    assert faults.is_around(group(of_user(RuntimeError("writer failed: No space left on device"))))
+
+
 def test_the_innermost_message_is_the_reason():
     assert faults.reason(group(of_user(ValueError("no")))) == "UserExceptionWithTraceback: ValueError: no"
     wrapped = RuntimeError("outer")

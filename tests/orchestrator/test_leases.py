@@ -175,8 +175,9 @@ def test_a_storage_that_is_away_for_a_while_costs_nobody_the_lease(tmp_path, lea
         raise OSError("stale file handle")
 
     with held(lease) as own:
-        monkeypatch.setattr(store, "names", away)
-        time.sleep(0.2)
+        for gone in (away, lambda *arguments: []):  # an error, or an empty folder where something was mounted
+            monkeypatch.setattr(store, "names", gone)
+            time.sleep(0.2)
         monkeypatch.setattr(store, "names", names)
         time.sleep(0.1)
         own.check()
