@@ -63,9 +63,10 @@ def said(error: BaseException, storage: str = "") -> str:
     import ray.exceptions as gone
 
     found = list(causes(error))
-    for each in found:
-        if _disk_failed(each, storage):
-            return f"the disk or network failed ({(str(each).splitlines() or [''])[0]})"
+    failed = [each for each in found if _disk_failed(each, storage)]
+    if failed:  # the error itself rather than what it is wrapped in
+        inner = next((each for each in failed if isinstance(each, OSError)), failed[-1])
+        return f"the disk or network failed ({(str(inner).strip().splitlines() or [''])[-1]})"
     text = " ".join(str(each) for each in found)
     if any(isinstance(each, gone.NodeDiedError) for each in found) or any(words in text for words in _NODE_GONE):
         return "lost a node"
