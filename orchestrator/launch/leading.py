@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -168,8 +169,7 @@ class _Turn:
 
 
 def _closed_after(tasks: list[Any], pool: Pool) -> None:
-    for task in tasks:
-        task.exception()
+    futures.wait(tasks)
     pool.close()
 
 

@@ -235,7 +235,7 @@ def alone(runner: Any, plan: Plan, board: Any) -> list[TrialRecord]:
     Raises:
         ValueError: the study cannot be asked.
     """
-    pool = Pool(lambda: Limit(plan.concurrent), check=lambda: None)
+    pool = Pool(lambda: Limit(plan.concurrent))
     member = pool.add(plan, board)
     pool.close()
     if not member.over.is_set():
