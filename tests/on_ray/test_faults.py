@@ -69,18 +69,21 @@ class Field:
             self.cluster.start_worker(worker)
         self.whole()
 
-    def whole(self) -> None:
-        """Waits until both workers are there."""
+    def whole(self, workers: int = 2) -> None:
+        """Waits until so many workers are there, and no more."""
         alive = "print(sum(n['Alive'] and n['Resources'].get('CPU', 0) > 0 for n in ray.nodes()))"
-        wait_for(lambda: self.cluster.ask(alive).strip() == "2", 90, "a whole cluster")
+        wait_for(lambda: self.cluster.ask(alive).strip() == str(workers), 90, f"a cluster of {workers} workers")
 
     def mend(self) -> None:
         """The cluster as it was, whatever a test has done to it."""
         for host in (self.cluster.head, *self.cluster.workers):
             host.link("up")
             host.environment.clear()
-            if host is not self.cluster.head and not host.processes():
-                self.cluster.start_worker(host)
+        missing = [host for host in self.cluster.workers if not host.processes()]
+        if missing:
+            self.whole(2 - len(missing))  # else a dead one is still counted
+        for host in missing:
+            self.cluster.start_worker(host)
         self.whole()
 
 
@@ -371,6 +374,7 @@ def test_a_clock_that_is_an_hour_late(field, fault):
     make, check = fault
     late = field.cluster.workers[0]
     late.kill()
+    field.whole(1)
     late.environment.update({"LD_PRELOAD": str(library), "FAKETIME": "-1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"})
     field.cluster.start_worker(late)
     field.whole()
