@@ -11,9 +11,8 @@ from typing import Any
 
 import typer
 
-from orchestrator import command, find
+from orchestrator import command, find, mirror
 from orchestrator.command import console
-from orchestrator.launch import plan
 from orchestrator.on_ray import OnRay, connected
 from orchestrator.on_ray.findings import Finding
 from orchestrator.recipe import flat
@@ -40,8 +39,8 @@ def main(
 
     starts = pretrained(method, on)
     networks = list(dict.fromkeys([*weights, *starts]))
-    storage = os.environ.get("ORCHESTRATOR_STORAGE", "")
-    storage = storage if "://" in storage else plan.storage()
+    place = mirror.place()
+    storage = place.remote or place.storage
     states = []
     with contextlib.ExitStack() as stack:
         try:

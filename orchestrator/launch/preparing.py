@@ -55,7 +55,7 @@ def prepared(plan: Plan, runner: Runner, bar: PreparationBar, refused: Refused |
         ValueError: data or teacher are not those that the sweep was started with, or as :func:`needs_of`.
     """
     find.listed.cache_clear()  # what was listed for another plan may have changed since
-    preparation = Preparation(plan, runner, bar, refused=refused if refused is not None else Refused())
+    preparation = Preparation(plan, runner, bar, refused=refused)
     then = fingerprints_then(plan)
     roles = _met_and_compared(preparation, needs_of(plan), then)
     plan = dataclasses.replace(plan, prepared=roles, facts=plans.code_facts())
@@ -97,7 +97,7 @@ class Preparation:
     bar: PreparationBar
     trains: bool = True  # whether a teacher that is missing may be trained
     met: dict[str, Ready] = field(default_factory=dict)
-    refused: Refused = field(default_factory=Refused)
+    refused: Refused | None = None  # shared by the sweeps of a campaign
 
     @property
     def place(self) -> Place:
@@ -115,11 +115,12 @@ class Preparation:
         try:
             return self._make(method, need)
         except ValueError as error:
-            self.refused.setdefault(need.key, str(error))
+            if self.refused is not None:
+                self.refused.setdefault(need.key, str(error))
             raise
 
     def _not_refused(self, need: Need) -> None:
-        if need.key in self.refused:
+        if self.refused is not None and need.key in self.refused:
             raise ValueError(self.refused[need.key])
 
     def _there(self, need: Need) -> Ready | None:

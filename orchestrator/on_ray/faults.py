@@ -46,9 +46,13 @@ def is_around(error: BaseException, storage: str = "") -> bool:
     )  # fmt: skip
     if any(_WANTED in str(found) for found in causes(error)):
         return False
-    return any(
-        isinstance(found, kinds) or _disk_failed(found, storage) or any(text in str(found) for text in _PEER_GONE)
-        for found in causes(error)
+    # Of several workers, one that fails for itself takes the others with it: they lose their peer.
+    return all(
+        any(
+            isinstance(found, kinds) or _disk_failed(found, storage) or any(text in str(found) for text in _PEER_GONE)
+            for found in causes(each)
+        )
+        for each in getattr(error, "worker_failures", {}).values() or [error]
     )
 
 

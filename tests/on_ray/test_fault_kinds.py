@@ -54,6 +54,7 @@ def test_surroundings(error, said):
         group(of_user(FileNotFoundError(2, "No such file", "teacher.safetensors"))),
         group(of_user(RuntimeError("CUDA out of memory"))),
         ControllerError(ValueError("no such field")),
+        group(of_user(RuntimeError("gloo: Connection closed by peer")), of_user(ValueError("the first to fail"))),
         KILLED,  # the janitor ends the controller of a trial that is stopped early: it must not begin again
     ],
 )

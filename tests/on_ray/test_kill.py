@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import tracking
-from orchestrator.launch import leases, shelf, study
+from orchestrator import leases, tracking
+from orchestrator.launch import shelf, study
 
 pytestmark = [pytest.mark.slow, pytest.mark.night]
 ROOT = Path(__file__).parents[2]
@@ -226,7 +226,7 @@ def test_stopped_trials_give_their_resources_back(tmp_path, tiny_root, tiny_teac
 import io, ray, time
 from rich.console import Console
 from orchestrator import find, on_ray, tracking
-from orchestrator.launch import plan as plans, preparing, study
+from orchestrator.launch import preparing, shelf, study
 from orchestrator.needs import Place
 from orchestrator.on_ray.internals import worker_groups
 from orchestrator.progress import Board, PreparationBar
