@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,13 @@ from orchestrator.launch.campaign import Entry, State, save
 from orchestrator.launch.plan import Plan, TrialRecord
 from orchestrator.launch.pool import Budget, Limit, Pool, Shown
 from orchestrator.launch.runner import Capacity, Runner, driving
+from orchestrator.leases import Taken
 from orchestrator.needs import Place, Report
 from orchestrator.progress import PreparationBar
 
 _TEACHERS_FIRST = 1000.0  # priority of a teacher's training: others wait for it
 _PREPARING = 4  # sweeps at once
+_KEPT_SECONDS = 30.0  # between two notes of what was spent
 _LIMIT_SECONDS = 5.0  # between two questions what the cluster has
 
 
@@ -111,7 +113,8 @@ def run(state: State, runner: Runner, watched: Watched, check: Callable[[], None
     closing = threading.Thread(target=_closed_after, args=(tasks, pool), daemon=True)
     closing.start()
     try:
-        runner.drive(pool)
+        with _kept(state, pool, check):
+            runner.drive(pool)
     except BaseException as error:
         pool.give_up(f"the campaign was interrupted: {error!r}")
         raise
@@ -119,9 +122,32 @@ def run(state: State, runner: Runner, watched: Watched, check: Callable[[], None
         for task in tasks:
             task.cancel()
         executor.shutdown(wait=pool.is_over)
-        state = dataclasses.replace(state, spent=budget.gpu_hours_spent)
-        save(state)
-    return state
+    return dataclasses.replace(state, spent=pool.gpu_hours)
+
+
+@contextmanager
+def _kept(state: State, pool: Pool, check: Callable[[], None]) -> Iterator[None]:
+    """Writes down what is spent while the block runs, so that a killed driver's hours count after a resume."""
+    stop = threading.Event()
+
+    def keep() -> None:
+        while not stop.wait(_KEPT_SECONDS):
+            write()
+
+    def write() -> None:
+        with suppress(OSError, Taken):  # away for a while, or another driver's by now
+            check()
+            save(dataclasses.replace(state, spent=pool.gpu_hours))
+
+    write()
+    keeper = threading.Thread(target=keep, daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        keeper.join()
+        write()
 
 
 def _one(

@@ -132,6 +132,14 @@ class Pool:
         with self._lock:
             return self._closed and all(member.over.is_set() for member in self.members)
 
+    @property
+    def gpu_hours(self) -> float:
+        """What trials have used, the running ones until now."""
+        with self._lock:
+            now = time.monotonic()
+            running = sum((now - start) * member.gpus for member in self.members for start in member.running.values())
+            return self.budget.gpu_hours_spent + running / 3600
+
     def give_up(self, why: str) -> None:
         """Nobody runs trials any more; who waits for a sweep learns it."""
         with self._lock:

@@ -185,6 +185,7 @@ def test_a_budget_of_gpu_hours_counts_every_gpu(monkeypatch):
     for _ in range(2):
         given = pool.next()
         now[0] += 1800
+        assert pool.gpu_hours == pytest.approx(pool.budget.gpu_hours_spent + 0.5), "the running ones until now"
         end(pool, given)
     assert pool.budget.gpu_hours_spent == pytest.approx(1.0)
     assert pool.next() is None and pool.is_over
