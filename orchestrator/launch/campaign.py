@@ -6,6 +6,7 @@ Its sweeps are ordinary sweeps with plans of their own; beside them lies which o
 
 import dataclasses
 import json
+import math
 import re
 import time
 import uuid
@@ -88,8 +89,8 @@ def data_roots(given: list[str]) -> dict[str, str]:
             benchmark, folder = "", text
         if benchmark in found:
             raise ValueError(f"--data-root names {benchmark or 'the folder of all benchmarks'} twice")
-        if not Path(folder).is_dir():
-            raise ValueError(f"--data-root {text}: {folder} is not a directory")
+        if not folder or not Path(folder).is_dir():
+            raise ValueError(f"--data-root {text}: {folder or 'an empty name'} is not a directory")
         found[benchmark] = str(Path(folder).absolute())
     return found
 
@@ -98,8 +99,8 @@ def check_budget(trials: int | None, gpu_hours: float | None) -> None:
     """Raises ValueError for a budget of less than one trial."""
     if trials is not None and trials < 1:
         raise ValueError(f"--trials {trials}: the budget must be at least 1 trial; without it all are run")
-    if gpu_hours is not None and not gpu_hours > 0:
-        raise ValueError(f"--gpu-hours {gpu_hours:g}: the budget must be above 0, or no trial could start")
+    if gpu_hours is not None and not 0 < gpu_hours < math.inf:
+        raise ValueError(f"--gpu-hours {gpu_hours:g}: the budget must be a number above 0, or no trial could start")
 
 
 @dataclass(frozen=True)

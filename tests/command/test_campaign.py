@@ -236,7 +236,9 @@ def test_a_campaign_with_a_wrong_name_or_value_is_refused(known, empty, roots, c
     [
         (["campaign_smal"], "there is no campaign 'campaign_smal'; did you mean campaign_small"),
         (["campaign_small", "--trials", "0"], "--trials 0: the budget must be at least 1 trial"),
-        (["campaign_small", "--gpu-hours", "0"], "--gpu-hours 0: the budget must be above 0"),
+        (["campaign_small", "--gpu-hours", "0"], "--gpu-hours 0: the budget must be a number above 0"),
+        (["campaign_small", "--gpu-hours", "inf"], "--gpu-hours inf: the budget must be a number above 0"),
+        (["campaign_small", "--data-root", "folder="], "--data-root folder=: an empty name is not a directory"),
         (["campaign_small", "--data-root", "nowhere"], "--data-root nowhere: nowhere is not a directory"),
         (["campaign_small", "--data-root", "sop=/"], "the campaign has no sweep on 'sop'; it has folder, inshop"),
         (["campaign_small", "--in-process"], "nothing is left of the campaign: d3still_alpha on folder: needs data"),
