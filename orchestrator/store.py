@@ -33,7 +33,8 @@ def file_system(scheme: str) -> Any:
     import fsspec
 
     try:
-        return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+        folders = {"auto_mkdir": True} if scheme == "file" else {}  # others have none
+        return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **folders)
     except (ValueError, ImportError) as error:
         raise ValueError(f"storage of kind {scheme}:// cannot be used: {error}") from error
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator import checkpoint, mirror
+from orchestrator import checkpoint, mirror, store
 from orchestrator.mlflow_store import check as check
 from orchestrator.mlflow_store import client as client
 from orchestrator.mlflow_store import made, mlflow
@@ -119,7 +119,9 @@ def read_record(uri: str, run_id: str) -> Record:
     if path is None:
         raise ValueError(f"{uri} has no run {run_id!r} with a {RECORD}; the run id is in the table of the sweep")
     stored = json.loads(path.read_text())
-    storage = _own_storage(uri) or stored["storage"]  # a storage that was moved is where its database is
+    storage = stored["storage"]
+    if not store.is_remote(storage):
+        storage = _own_storage(uri) or storage  # one that was moved is where its database is
     place = dataclasses.replace(mirror.place(address=storage), data_root=stored["data_root"])
     prepared = stored.get("prepared", {})
     return Record(run_id, stored["method"], stored["benchmark"], stored["recipe"], place, stored["facts"], prepared)

@@ -84,7 +84,8 @@ def _met_and_compared(
     if then:
         check_fingerprints(then, fingerprints(met(only_first=True).values()))
     roles = met(only_first=False)
-    check_fingerprints(then, fingerprints_now(preparation.plan, roles))
+    if then:
+        check_fingerprints(then, fingerprints_now(preparation.plan, roles))
     return roles
 
 
@@ -348,7 +349,10 @@ def for_scoring(
     plan = Plan("", "", "", "", {}, dataclasses.asdict(place), tracking.tracking_uri(place.storage), 1)
     preparation = Preparation(plan, runner, bar, trains=False)
     needs = find.method(method).needs(recipe, place, "score")
-    return Prepared.of(place, _met_and_compared(preparation, {"": (method, needs)}, then)[""])
+    roles = _met_and_compared(preparation, {"": (method, needs)}, then)[""]
+    for ready in roles.values():
+        mirror.fetch(place, ready["path"])
+    return Prepared.of(place, roles)
 
 
 def _key(needs: Mapping[str, Need], role: str) -> str:

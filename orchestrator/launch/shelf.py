@@ -21,7 +21,8 @@ from orchestrator.needs import Place, Prepared
 from orchestrator.recipe import flat
 from search_spaces._space import SearchSpace
 
-BEGUN = "study.db"  # in the folder of a sweep whose search has begun: the study, or what says that it is elsewhere
+STUDY = "study.db"  # in the folder of a sweep, unless its study is in a database of several
+BEGUN = "begun"  # says so there
 
 
 def storage() -> str:
@@ -69,6 +70,11 @@ def study_address(place: Place) -> str:
     """
     given = os.environ.get("OPTUNA_STORAGE", "")
     if not given:
+        if place.remote and not os.environ.get("MLFLOW_TRACKING_URI"):
+            raise ValueError(
+                f"{place.remote} can hold no database: set MLFLOW_TRACKING_URI to a server, such as http://HOST:5000, "
+                f"and OPTUNA_STORAGE to a database"
+            )
         if place.remote:
             raise ValueError(
                 f"{place.remote} can hold no database: set OPTUNA_STORAGE to one that every driver reaches, such as "
@@ -90,6 +96,13 @@ def _hidden(address: str) -> str:
     return re.sub(r"(//[^:@/]*):[^@]*@", r"\1:***@", address).partition("?")[0]
 
 
+def has_begun(plan: Plan) -> bool:
+    """Whether the search of a sweep has begun: it has a study."""
+    if plan.study:
+        return store.read(plan.where.address("sweeps", plan.sweep, BEGUN)) is not None
+    return (Path(plan.folder) / STUDY).exists()
+
+
 @contextlib.contextmanager
 def withdrawn_if_refused(plan: Plan) -> Iterator[None]:
     """A new sweep that is refused before its first trial leaves no plan: it could never go on, and would be the newest.
@@ -99,7 +112,7 @@ def withdrawn_if_refused(plan: Plan) -> Iterator[None]:
     try:
         yield
     except ValueError:
-        if not (Path(plan.folder) / BEGUN).exists():
+        if not has_begun(plan):
             shutil.rmtree(plan.folder, ignore_errors=True)
             if plan.where.remote:
                 store.remove(plan.where.address("sweeps", plan.sweep, "plan.json"))

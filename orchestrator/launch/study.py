@@ -10,7 +10,6 @@ import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -260,7 +259,7 @@ def records(plan: Plan) -> list[TrialRecord]:
 
 def finished(plan: Plan) -> int:
     """How many trials of a sweep have ended; none where its search has not begun."""
-    if not Path(plan.folder, shelf.BEGUN).exists():
+    if not shelf.has_begun(plan):
         return 0
     return sum(t.state.is_finished() for t in _opened(plan, plan.search_space).get_trials(deepcopy=False))
 
@@ -308,10 +307,10 @@ def _opened(plan: Plan, space: SearchSpace) -> optuna.Study:
 def _database(plan: Plan) -> optuna.storages.RDBStorage:
     """Where the study is: SQLite in the sweep's folder, or the database of ``OPTUNA_STORAGE``."""
     if not plan.study:
-        return optuna.storages.RDBStorage(f"sqlite:///{plan.folder}/{shelf.BEGUN}")
+        return optuna.storages.RDBStorage(f"sqlite:///{plan.folder}/{shelf.STUDY}")
     # A connection is tried before it is used: the server may have been restarted.
     found = optuna.storages.RDBStorage(plan.study, engine_kwargs={"pool_pre_ping": True})
-    store.write(f"{plan.folder}/{shelf.BEGUN}", b"")
+    store.create(plan.where.address("sweeps", plan.sweep, shelf.BEGUN), b"")
     return found
 
 

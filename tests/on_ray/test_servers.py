@@ -168,7 +168,8 @@ def test_no_planted_secret_is_in_anything_that_was_written(ran, folder, environm
     """Output, plans, records, reports, Ray's logs, parameters and tags of MLflow, the objects of the storage."""
     planted = {name: value.encode() for name, value in SECRETS.items()}
     seen = 0
-    for file in (file for file in folder.rglob("*") if file.is_file() and file.name != "password"):
+    not_ours = ("password", "s3.log")  # of PostgreSQL's start; the S3 server names the user of every request
+    for file in (file for file in folder.rglob("*") if file.is_file() and file.name not in not_ours):
         content = file.read_bytes()
         seen += 1
         for name, value in planted.items():
