@@ -83,6 +83,18 @@ def said(error: BaseException, storage: str = "") -> str:
     return "lost its controller"
 
 
+def away(job: dict[str, Any]) -> bool:
+    """Whether the storage is not there: whatever a trial has raised, it is no fault of its code."""
+    from orchestrator import mirror
+    from orchestrator.needs import Place
+
+    try:
+        mirror.check(Place(**job["place"]))
+    except OSError:
+        return True
+    return False
+
+
 def cleared(job: dict[str, Any]) -> None:
     """Before another attempt: what the last one held is given back, and its storage is there and takes files.
 

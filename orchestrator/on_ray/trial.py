@@ -30,7 +30,7 @@ def run(config: dict[str, Any]) -> None:
             final = train(job)
         except Exception as error:  # whatever ends a trial must not end the sweep; the reason goes to its record
             final = {"failed": reason(error)}
-            if attempt == _ATTEMPTS or not faults.is_around(error, job["train_storage"]):
+            if attempt == _ATTEMPTS or not (faults.is_around(error, job["train_storage"]) or faults.away(job)):
                 break
             ray.tune.report(
                 {

@@ -166,7 +166,7 @@ class Run:
             records = study.records(plan)
             runs = tracking.runs_of(plan.tracking_uri, plan.tag)
             assert sorted(int(r.data.tags["orch.trial"]) for r in runs) == [r.number for r in records], "runs"
-            assert {r.info.status for r in runs} == {"FINISHED"}
+            assert {r.info.status for r in runs} == {"FINISHED"}, self.said
             for run in runs:
                 steps = [step for step, _ in tracking.curve(plan.tracking_uri, run.info.run_id, "train/loss")]
                 assert steps == [1, 2, 3, 4], (title, steps)
