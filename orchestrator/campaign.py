@@ -1,5 +1,6 @@
 """Run a campaign of sweeps: ``python -m orchestrator.campaign campaign_smoke [--data-root inshop=DIR …]``."""
 
+import contextlib
 import dataclasses
 import warnings
 
@@ -11,6 +12,8 @@ from orchestrator.launch import campaign as campaigns
 from orchestrator.launch import leading, shelf
 from orchestrator.launch.campaign import Asked, State
 from orchestrator.launch.runner import Runner
+from orchestrator.leases import Lease
+from orchestrator.needs import Place
 from orchestrator.reporting import campaign_report, dry_run
 from orchestrator.reporting.campaign_board import CampaignBoard
 
@@ -47,8 +50,10 @@ def main(
             _print_state(state)
             return
         command.check_servers(state.tracking_uri, shelf.study_address(state.where))
-        with command.runner(in_process) as runner:
-            _run(state, runner, concurrent)
+        with command.runner(in_process) as runner, _leading(state.where, name) as lease:
+            for place in {plan.where for plan in state.plans().values()}:
+                runner.admit(place, state.tracking_uri)
+            _run(state, runner, lease, concurrent)
         return
     found = campaigns.resolved(asked, roots)
     uri = tracking.tracking_uri(found[0].place.storage)
@@ -57,9 +62,15 @@ def main(
         return
     command.check_servers(uri, shelf.study_address(found[0].place))
     budget = (trials or asked.trials, gpu_hours or asked.gpu_hours)
-    with command.runner(in_process) as runner:
+    with command.runner(in_process) as runner, _leading(found[0].place, name) as lease:
+        if gpu_hours and not command.gpus_of(runner, gpus_per_worker):
+            raise ValueError(f"--gpu-hours {gpu_hours:g}: trials use no GPU here; limit them with --trials")
         state = _new(name, asked, found, uri, runner, concurrent, gpus_per_worker, budget)
-        _run(state, runner, concurrent)
+        _run(state, runner, lease, concurrent)
+
+
+def _leading(place: Place, name: str) -> contextlib.AbstractContextManager[Lease]:
+    return campaigns.leading(place, name, lambda line: warnings.warn(line, stacklevel=2))
 
 
 def _new(
@@ -75,23 +86,21 @@ def _new(
     return campaigns.new(name, asked, found, uri, max(at_once), threads, gpus, *budget)
 
 
-def _run(state: State, runner: Runner, concurrent: int | None) -> None:
+def _run(state: State, runner: Runner, lease: Lease, concurrent: int | None) -> None:
     """Runs what is left of a campaign, and says what came out."""
-    took_over = lambda line: warnings.warn(line, stacklevel=2)  # noqa: E731
-    with campaigns.leading(state.where, state.campaign, took_over) as lease:
-        board = CampaignBoard(console, state, campaign_report.totals(state))
-        console.print(f"{state.name}: {state.question}", markup=False)
-        for text in board.text()[:-1]:
-            console.print(text, markup=False)
-        with campaign_report.told(state, board), board:
-            state = leading.run(state, runner, board, lease.check, concurrent)
-        for text in board.text():
-            console.print(text, markup=False)
-        html, run_id = campaign_report.write(state)
-        tracking.finish(state.tracking_uri, run_id, "completed")
+    board = CampaignBoard(console, state, campaign_report.totals(state))
+    console.print(f"{state.name}: {state.question}", markup=False)
+    for text in board.text()[:-1]:
+        console.print(text, markup=False)
+    with campaign_report.told(state, board), board:
+        state = leading.run(state, runner, board, lease.check, concurrent)
+    for text in board.text():
+        console.print(text, markup=False)
+    html, run_id = campaign_report.write(state)
+    failed = [line for line in board.lines.values() if line.state == "failed"]
+    tracking.finish(state.tracking_uri, run_id, "failed" if failed else "completed")
     console.print(f"report:  {html}")
     console.print(f"compare: {tracking.ui_command(state.tracking_uri)}   (experiment “{state.campaign}”)")
-    failed = [line for line in board.lines.values() if line.state == "failed"]
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(state.entries)} sweeps failed: {failed[0].title}: {failed[0].why}; the others are "

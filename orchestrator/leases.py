@@ -219,8 +219,8 @@ def _parsed(content: bytes | None) -> Holder | None:
 
 @functools.cache
 def _space() -> str:
-    try:
-        return str(os.stat("/proc/self/ns/pid").st_ino)
+    try:  # hosts may have one name, too
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
         return ""
 

@@ -5,6 +5,7 @@ Everything that is prepared is written below a local folder (``Place.storage``).
 files with their SHA-256 is published last: what has one is whole.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -107,8 +108,9 @@ def publish(place: Place, path: str) -> None:
         return
     files = {str(file.relative_to(place.storage)): file for file in _files(Path(place.folder(path)))}
     for name, file in files.items():
-        there, target = store.opened(store.joined(place.remote, "files", name))
-        there.put_file(str(file), target)
+        with store.answering(place.remote):
+            there, target = store.opened(store.joined(place.remote, "files", name))
+            there.put_file(str(file), target)
     stored = {name: {"sha256": store.file_hash(file), "bytes": file.stat().st_size} for name, file in files.items()}
     listed = json.dumps(stored, indent=1).encode()
     store.write(_list(place, path), listed)
@@ -154,8 +156,9 @@ def _fetch(place: Place, path: str, mark: str) -> None:
         for last in (False, True):
             partial = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex}")
             try:
-                files, source = store.opened(store.joined(place.remote, "files", name))
-                files.get_file(source, str(partial))
+                with store.answering(place.remote):
+                    files, source = store.opened(store.joined(place.remote, "files", name))
+                    files.get_file(source, str(partial))
                 if store.file_hash(partial) == expected["sha256"]:
                     os.replace(partial, target)
                     break
@@ -180,8 +183,9 @@ def _make_room(place: Place) -> None:
     limit = _limit(place)
     copies: list[tuple[float, int, Path, dict[str, Any]]] = []
     for mark in Path(place.folder("fetched")).glob("*.json"):
-        listed = json.loads(mark.read_text())
-        copies.append((mark.stat().st_mtime, sum(file["bytes"] for file in listed.values()), mark, listed))
+        with contextlib.suppress(FileNotFoundError, ValueError):  # another process makes room, too
+            listed = json.loads(mark.read_text())
+            copies.append((mark.stat().st_mtime, sum(file["bytes"] for file in listed.values()), mark, listed))
     used, now = sum(size for _, size, _, _ in copies), time.time()
     for asked, size, mark, listed in sorted(copies, key=lambda copy: copy[0]):
         if used <= limit or now - asked < _KEPT_SECONDS:

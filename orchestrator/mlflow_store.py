@@ -72,9 +72,9 @@ def check(uri: str) -> None:
     Raises:
         ValueError: MLflow refuses the address, or nobody answers.
     """
-    if "@" in uri.partition("://")[2]:
+    if uri.startswith("http") and any(sign in uri for sign in "@?"):
         raise ValueError(
-            "MLFLOW_TRACKING_URI holds a user or password, which plans must not; put them into "
+            "MLFLOW_TRACKING_URI holds a user, a password or a token, which plans must not; put them into "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     if uri.startswith("http"):

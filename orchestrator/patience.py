@@ -60,9 +60,11 @@ def patiently(
             result = call(*arguments, **named)
         except Exception as error:
             if not away(error) or time.monotonic() > end:
+                with _lock:
+                    _since.pop(what, None)  # the next time is announced again
                 raise
             _left(what, error)
-            time.sleep(min(0.2 * 2**attempt, 5.0))
+            time.sleep(min(0.2 * 2 ** min(attempt, 10), 5.0))
         else:
             if attempt:
                 _came_back(what)

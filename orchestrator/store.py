@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,17 @@ def for_ray(address: str) -> tuple[Any, str]:
     return PyFileSystem(FSSpecHandler(files)), path
 
 
+@contextlib.contextmanager
+def answering(address: str) -> Iterator[None]:
+    """Turns what clients of object storages raise while it is away into the OSError that everybody waits for."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, NotImplementedError):
+        raise
+    except Exception as error:  # botocore's and others' have no class in common
+        raise ConnectionError(f"{address.partition('://')[0]}:// does not answer: {error}") from error
+
+
 def read(address: str) -> bytes | None:
     """What a file holds; None where there is none.
 
@@ -64,8 +76,9 @@ def read(address: str) -> bytes | None:
     try:
         if not is_remote(address):
             return Path(address).read_bytes()
-        files, path = opened(address)
-        return files.cat_file(path)
+        with answering(address):
+            files, path = opened(address)
+            return files.cat_file(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -73,8 +86,9 @@ def read(address: str) -> bytes | None:
 def write(address: str, data: bytes) -> None:
     """Replaces a file as a whole: nobody ever reads half of it."""
     if is_remote(address):
-        files, path = opened(address)
-        files.pipe_file(path, data)
+        with answering(address):
+            files, path = opened(address)
+            files.pipe_file(path, data)
         return
     with _aside(address, data) as aside:
         os.replace(aside, address)
@@ -84,8 +98,9 @@ def create(address: str, data: bytes) -> bool:
     """Makes a file that must not exist yet; of several who try, one succeeds."""
     try:
         if is_remote(address):
-            files, path = opened(address)
-            files.pipe_file(path, data, mode="create")
+            with answering(address):
+                files, path = opened(address)
+                files.pipe_file(path, data, mode="create")
         else:
             with _aside(address, data) as aside:
                 os.link(aside, address)  # fails where the name exists, on NFS too
@@ -102,8 +117,9 @@ def remove(address: str) -> None:
     """Removes a file; one that is gone already is no error."""
     with contextlib.suppress(FileNotFoundError):
         if is_remote(address):
-            files, path = opened(address)
-            files.rm_file(path)
+            with answering(address):
+                files, path = opened(address)
+                files.rm_file(path)
         else:
             os.unlink(address)
 
@@ -113,8 +129,9 @@ def names(address: str, beginning: str = "") -> list[str]:
     try:
         if not is_remote(address):
             return sorted(name for name in os.listdir(address) if name.startswith(beginning))
-        files, path = opened(address)
-        found = (Path(entry.rstrip("/")).name for entry in files.ls(path, detail=False))
+        with answering(address):
+            files, path = opened(address)
+            found = [Path(entry.rstrip("/")).name for entry in files.ls(path, detail=False)]
         return sorted(name for name in found if name.startswith(beginning))
     except FileNotFoundError:
         return []

@@ -162,19 +162,19 @@ def page(uri: str, run_id: str) -> str:
     return f"{server}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
-def campaign_run(uri: str, name: str, storage: str, question: str, params: Mapping[str, Any]) -> str:
+def campaign_run(uri: str, tag: str, storage: str, question: str, params: Mapping[str, Any]) -> str:
     """Id of a campaign's run, under which the summaries of its sweeps are nested."""
-    tags = {"orch.campaign": name, "orch.kind": "campaign"}
-    return run(uri, experiment(uri, campaign_title(name), storage, question), f"campaign/{name}", name, tags, params)
+    tags, name = {"orch.campaign": tag, "orch.kind": "campaign"}, tag.rpartition("-")[0]
+    return run(uri, experiment(uri, campaign_title(tag), storage, question), f"campaign/{tag}", name, tags, params)
 
 
-def campaign_title(name: str) -> str:
+def campaign_title(tag: str) -> str:
     """The experiment of all campaigns of a name.
 
-    >>> campaign_title("campaign_smoke-3")
+    >>> campaign_title("campaign_smoke-3-0123abcd")
     'campaign_smoke'
     """
-    return name.rpartition("-")[0]
+    return tag.rsplit("-", 2)[0]
 
 
 def log_status(uri: str, run_id: str, metrics: Mapping[str, float], note: str) -> None:
@@ -260,12 +260,18 @@ def runs_of(uri: str, sweep: str, kind: str = "trial") -> list[Any]:
     """MLflow runs of a sweep in the order they were created."""
     mlflow_client = client(uri)
     experiments = [e.experiment_id for e in mlflow_client.search_experiments()]
-    return mlflow_client.search_runs(
-        experiments,
-        f"tags.`orch.sweep` = '{sweep}' and tags.`orch.kind` = '{kind}'",
-        max_results=5000,
-        order_by=["attributes.start_time ASC"],
-    )
+    found: list[Any] = []
+    page = None
+    while page is None or page.token:
+        page = mlflow_client.search_runs(
+            experiments,
+            f"tags.`orch.sweep` = '{sweep}' and tags.`orch.kind` = '{kind}'",
+            max_results=5000,
+            order_by=["attributes.start_time ASC"],
+            page_token=page.token if page else None,
+        )
+        found += page
+    return found
 
 
 def curve(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:

@@ -168,20 +168,20 @@ def new(
     """A new campaign with a plan for each of its sweeps, stored before anything is prepared."""
     place = next(each.place for each in found if not each.left_out)
     mirror.mark(place)
-    own = _new_name(place, name)
+    own, key = _new_name(place, name), uuid.uuid4().hex
     entries = []
     for each in found:
         entry = Entry(each.sweep.title, each.sweep.space, each.sweep.on, each.sweep.priority, "", each.left_out)
         if not each.left_out:
             plan = shelf.new_plan(
                 each.sweep.space, each.space, each.sweep.title, each.sweep.on, each.recipes, each.place, uri,
-                each.total, concurrent, each.sweep.workers, gpus, own,
+                each.total, concurrent, each.sweep.workers, gpus, f"{own}-{key[:8]}",
             )  # fmt: skip
             entry = dataclasses.replace(entry, sweep=plan.sweep)
         entries.append(entry)
     state = State(
         own, name, campaign.question, dataclasses.asdict(dataclasses.replace(place, data_root="")), uri,
-        tuple(entries), concurrent, threads, trials, gpu_hours,
+        tuple(entries), concurrent, threads, trials, gpu_hours, key,
     )  # fmt: skip
     save(state)
     return state
@@ -217,7 +217,13 @@ def read(place: Place, name: str) -> State:
 def latest(name: str) -> State:
     """The newest campaign of a name; raises ValueError where there is none."""
     place = mirror.place()
-    found = [own for own in store.names(place.address("campaigns"), f"{name}-") if re.fullmatch(rf"{name}-\d+", own)]
+    found = [
+        own
+        for own in store.names(place.address("campaigns"), f"{name}-")
+        if re.fullmatch(rf"{name}-\d+", own)
+        # Else it was killed before it was stored.
+        and store.read(place.address("campaigns", own, "campaign.json")) is not None
+    ]
     if not found:
         raise ValueError(f"no campaign {name} in {place.remote or place.storage}; run it without --resume first")
     return read(place, max(found, key=_number))

@@ -18,7 +18,7 @@ from typing import Any
 from orchestrator.launch import preparing, study
 from orchestrator.launch.campaign import Entry, State, save
 from orchestrator.launch.plan import Plan, TrialRecord
-from orchestrator.launch.pool import Budget, Limit, Pool, Shown
+from orchestrator.launch.pool import Budget, Limit, Member, Pool, Shown
 from orchestrator.launch.runner import Capacity, Runner, driving
 from orchestrator.leases import Taken
 from orchestrator.needs import Place, Report
@@ -71,7 +71,12 @@ class _Through:
         return self.runner.threads(workers)
 
     def call(self, function: str, values: Mapping[str, Any], network: bool, progress: Report) -> Any:
-        return self.runner.call(function, values, network, progress)
+        def told(what: str, done: int, total: int) -> None:
+            self.pool.still()  # ends a preparation that nobody wants any more
+            progress(what, done, total)
+
+        self.pool.still()
+        return self.runner.call(function, values, network, told)
 
     def sweep(self, plan: Plan, board: Shown) -> list[TrialRecord]:
         member = self.pool.add(plan, board, _TEACHERS_FIRST, counted=False)
@@ -101,7 +106,8 @@ def run(state: State, runner: Runner, watched: Watched, check: Callable[[], None
         sum(study.finished(plan) for plan in plans.values()),
         state.spent,
     )
-    pool = Pool(_limits(runner, plans, asked), budget, check, state.threads)
+    threads = min(state.threads, runner.threads(1))  # no node may have as many any more
+    pool = Pool(_limits(runner, plans, asked), budget, check, threads)
     through, refused = _Through(runner, pool, watched), preparing.Refused()
     entries = [entry for entry in state.entries if entry.sweep]
     executor = ThreadPoolExecutor(len(entries), thread_name_prefix="sweep")
@@ -167,10 +173,22 @@ def _one(
             board = watched.board(title, plan, study.records(plan))
             member = through.pool.add(plan, board, entry.priority)
             member.over.wait()
-            watched.said(title, "failed" if member.failed else "done", member.failed)
+            watched.said(title, *_ended(member, through.pool))
     except Exception as error:
         why = str(error).strip() if isinstance(error, ValueError | OSError) else repr(error)
         watched.said(title, "failed", why)
+
+
+def _ended(member: Member, pool: Pool) -> tuple[str, str]:
+    """How a sweep ended, and why it is not done."""
+    if member.failed:
+        return "failed", member.failed
+    if member.study.left() and pool.budget.is_spent:
+        return "stopped", "the budget is spent; a larger one with --resume goes on"
+    records = study.records(member.plan)
+    if records and all(record.status == "failed" for record in records):
+        return "failed", f"no trial completed: {records[0].message}"
+    return "done", ""
 
 
 class _Turn:

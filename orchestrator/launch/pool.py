@@ -64,7 +64,7 @@ class Member:
     counted: bool = True  # against the budget of trials; trainings of teachers are not
     running: dict[int, float] = field(default_factory=dict)  # number -> start, on the clock that only runs forward
     given_all: bool = False
-    last_given: int = 0  # of equal shares, the one that waits longest is next
+    had: float = 0.0  # what it was given in all for its priority; of equal shares, who had least is next
     over: threading.Event = field(default_factory=threading.Event)
     failed: str = ""
 
@@ -76,7 +76,11 @@ class Member:
     @property
     def share(self) -> float:
         """What it has of the cluster for its priority; the sweep with the least is next."""
-        return len(self.running) * (self.gpus or self.plan.workers) / self.priority
+        return len(self.running) * self.weight / self.priority
+
+    @property
+    def weight(self) -> float:
+        return self.gpus or self.plan.workers
 
 
 @dataclass(frozen=True)
@@ -105,19 +109,23 @@ class Pool:
         self.threads = threads
         self.limit, self.budget, self.check = limit, budget or Budget(), check
         self.members: list[Member] = []
-        self._closed, self._count = False, 0
+        self._closed, self._given_up = False, ""
         self._lock = threading.RLock()
 
     # --- Whoever has sweeps ---------------------------------------------------------------------------------------
 
     def add(self, plan: Plan, board: Shown, priority: float = 1.0, counted: bool = True) -> Member:
         """A sweep that is prepared; what has ended of it stays."""
+        self.still()
         opened = Study(plan)
         opened.close_abandoned()
         member = Member(plan, opened, board, priority, counted)
         for number in sorted(opened.interrupted):
             board.happened(number, "its driver ended; goes on from its last checkpoint")
         with self._lock:
+            self.still()
+            # Who comes late has missed nothing.
+            member.had = min((other.had for other in self.members if not other.over.is_set()), default=0.0)
             self.members.append(member)
             self._look(member)
         return member
@@ -143,10 +151,16 @@ class Pool:
     def give_up(self, why: str) -> None:
         """Nobody runs trials any more; who waits for a sweep learns it."""
         with self._lock:
+            self._given_up = why
             for member in self.members:
                 if not member.over.is_set():
                     member.failed = why
                     member.over.set()
+
+    def still(self) -> None:
+        """Raises ValueError once nobody runs trials any more."""
+        if self._given_up:
+            raise ValueError(self._given_up)
 
     # --- Whoever runs trials --------------------------------------------------------------------------------------
 
@@ -161,7 +175,7 @@ class Pool:
             limit = self.limit()
             running = sum(len(member.running) for member in self.members)
             gpus = sum(len(member.running) * member.gpus for member in self.members)
-            for member in sorted(self.members, key=lambda m: (m.share, m.last_given)):
+            for member in sorted(self.members, key=lambda m: (m.share, m.had)):
                 if member.over.is_set() or member.given_all:
                     continue
                 if member.counted and self.budget.is_spent:
@@ -218,8 +232,7 @@ class Pool:
                     continue
                 number, point = given
                 member.running[number] = time.monotonic()
-                self._count += 1
-                member.last_given = self._count
+                member.had += member.weight / member.priority
                 self.budget.trials_spent += member.counted
                 member.board.started(number, point, job["epochs"])
                 return Given(member, number, job)
@@ -258,10 +271,11 @@ def alone(runner: Any, plan: Plan, board: Any) -> list[TrialRecord]:
 def prepared_job(plan: Plan, search: Study, number: int, point: dict[str, Any]) -> trial.Job | None:
     """The job of a trial that was given; None where it has already ended: refused, or stopped while nobody looked."""
     try:
-        job = trial.job_of(plan, number, point)
+        trial.check(plan, point)
     except ValueError as error:  # a combination that the method refuses
         search.fail(number, str(error))
         return None
+    job = trial.job_of(plan, number, point)
     if search.catches_up(number, job["run_id"]):
         search.close_run(number, job["run_id"])
         return None

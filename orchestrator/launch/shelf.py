@@ -93,7 +93,7 @@ def study_address(place: Place) -> str:
 
 def _hidden(address: str) -> str:
     """An address that may be shown."""
-    return re.sub(r"(//[^:@/]*):[^@]*@", r"\1:***@", address).partition("?")[0]
+    return re.sub(r"//.*@", "//***@", address).partition("?")[0]
 
 
 def has_begun(plan: Plan) -> bool:

@@ -21,16 +21,21 @@ class Stopped(Exception):
     """Raised by a report: the trial is not worth going on."""
 
 
+def check(plan: Plan, point: Mapping[str, Any]) -> None:
+    """Raises ValueError for a point that the method refuses."""
+    method, recipe = plan.recipe_of(point)
+    find.method(method).check(recipe, plan.workers)
+
+
 def job_of(plan: Plan, number: int, point: Mapping[str, Any]) -> Job:
     """Names and plain numbers from which a trial can be replayed; its MLflow run exists from here on.
 
     Raises:
-        ValueError: a combination that the method refuses.
+        ValueError: MLflow has the experiment in its trash.
     """
     from orchestrator import tracking
 
     method, recipe = plan.recipe_of(point)
-    find.method(method).check(recipe, plan.workers)
     values, uri = flat(recipe), plan.tracking_uri
     prepared = plan.prepared_for(point)
     facts = {k: v for k, v in {**plan.facts, **prepared.told()}.items() if not isinstance(v, dict) and v != ""}

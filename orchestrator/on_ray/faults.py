@@ -11,7 +11,12 @@ from orchestrator.patience import disk_is_away, seconds
 
 # How torch's process groups say that the other side has gone; they know no class of errors for it.
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "Broken pipe")
-_DISK = ("No space left on device", "Disk quota exceeded", "Stale file handle")  # some libraries keep no error number
+_DISK = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "Stale file handle",
+    "connect to the endpoint URL",
+)  # some libraries keep no error number
 _WANTED = "killed by `ray.kill`"  # the janitor's, when a trial is stopped early
 _NODE_GONE = ("its node has died", "node has been marked dead", "node was preempted", "Node failure")
 

@@ -44,7 +44,7 @@ def parent(state: State) -> str:
     """Id of the campaign's MLflow run, in an experiment of the campaign's name."""
     params = {"sweeps": len(state.entries), "concurrent": state.concurrent, "budget.trials": state.trials}
     params["budget.gpu_hours"] = state.gpu_hours
-    return tracking.campaign_run(state.tracking_uri, state.name, state.where.storage, state.question, params)
+    return tracking.campaign_run(state.tracking_uri, state.tag, state.where.storage, state.question, params)
 
 
 @contextmanager

@@ -338,6 +338,8 @@ def put_weights(home: Path, network: str) -> None:
 @pytest.fixture(scope="module")
 def two_nodes(tmp_path_factory) -> Iterator[str]:
     """The address of a cluster of two nodes on this machine, without a dashboard; they have weights of one network."""
+    import ray
+    import ray.experimental.internal_kv
     from ray.cluster_utils import Cluster
 
     home = tmp_path_factory.mktemp("hub")
@@ -352,6 +354,8 @@ def two_nodes(tmp_path_factory) -> Iterator[str]:
         made.wait_for_nodes()
         yield made.address
         made.shutdown()
+        if ray.is_initialized():  # it has reset the blackboard of the session's own cluster
+            ray.experimental.internal_kv._initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
 
 
 @pytest.fixture(scope="module")

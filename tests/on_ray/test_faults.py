@@ -23,7 +23,7 @@ from orchestrator.launch import campaign as campaigns
 from orchestrator.launch import study
 from orchestrator.needs import Place
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.night]
 
 CAMPAIGN = """
 from search_spaces._campaign import Campaign, Sweep
