@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator import mirror
 from orchestrator.launch import preparing, study
 from orchestrator.launch.campaign import Entry, State, save
 from orchestrator.launch.plan import Plan, TrialRecord
@@ -143,6 +144,7 @@ def _kept(state: State, pool: Pool, check: Callable[[], None]) -> Iterator[None]
     def write() -> None:
         with suppress(OSError, Taken):  # away for a while, or another driver's by now
             check()
+            mirror.check(state.where)  # else it would be written where the storage is not mounted
             save(dataclasses.replace(state, spent=pool.gpu_hours))
 
     write()
