@@ -308,6 +308,9 @@ def test_addresses_that_are_tried(address, asked):
 
 
 def test_nobody_at_the_address_is_a_finding_within_seconds(monkeypatch, tmp_path):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever cluster the session has
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     monkeypatch.setenv("ORCHESTRATOR_STORAGE", str(tmp_path))
     began = time.monotonic()
