@@ -226,20 +226,15 @@ def latest(name: str) -> State:
     ]
     if not found:
         raise ValueError(f"no campaign {name} in {place.remote or place.storage}; run it without --resume first")
-    return read(place, max(found, key=_number))
+    return read(place, max(found, key=shelf.number_of))
 
 
 def _new_name(place: Place, name: str) -> str:
     taken = store.names(place.address("campaigns"), f"{name}-")
-    number = 1 + max((_number(own) for own in taken), default=0)
+    number = 1 + max(map(shelf.number_of, taken), default=0)
     while not store.create(place.address("campaigns", f"{name}-{number}", "reserved"), b""):
         number += 1
     return f"{name}-{number}"
-
-
-def _number(name: str) -> int:
-    found = re.search(r"-(\d+)$", name)
-    return int(found[1]) if found else 0
 
 
 def leading(place: Place, name: str, took_over: Callable[[str], None]) -> Any:

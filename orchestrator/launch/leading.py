@@ -13,7 +13,7 @@ from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from orchestrator import mirror
 from orchestrator.launch import preparing, study
@@ -31,20 +31,20 @@ _KEPT_SECONDS = 30.0  # between two notes of what was spent
 _LIMIT_SECONDS = 5.0  # between two questions what the cluster has
 
 
-class Watched:
+class Watched(Protocol):
     """What a campaign tells: which sweep is prepared, runs, has ended. The command's display is one."""
 
     def board(self, title: str, plan: Plan, known: list[TrialRecord]) -> Shown:
         """Where the events of a sweep's trials go."""
-        raise NotImplementedError
+        ...
 
     def bar(self, title: str) -> PreparationBar:
         """Where the progress of a sweep's preparation goes."""
-        raise NotImplementedError
+        ...
 
     def said(self, title: str, state: str, why: str = "") -> None:
-        """A sweep is now "preparing", "running", "done" or "failed"."""
-        raise NotImplementedError
+        """A sweep is now "preparing", "running", "done", "stopped" or "failed"."""
+        ...
 
 
 @dataclass
@@ -53,7 +53,6 @@ class _Through:
 
     runner: Runner
     pool: Pool
-    watched: Watched
 
     @property
     def beside(self) -> bool:
@@ -109,7 +108,7 @@ def run(state: State, runner: Runner, watched: Watched, check: Callable[[], None
     )
     threads = min(state.threads, runner.threads(1))  # no node may have as many any more
     pool = Pool(_limits(runner, plans, asked), budget, check, threads)
-    through, refused = _Through(runner, pool, watched), preparing.Refused()
+    through, refused = _Through(runner, pool), preparing.Refused()
     entries = [entry for entry in state.entries if entry.sweep]
     executor = ThreadPoolExecutor(len(entries), thread_name_prefix="sweep")
     turn = _Turn(len(entries), runner.beside)

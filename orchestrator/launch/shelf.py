@@ -220,7 +220,7 @@ def _all(name: str, benchmark: str | None, folder: Path) -> list[Plan | ValueErr
             plan = error
         # Times of files are those of a copy where the storage was copied; of a damaged plan nothing else is known.
         created = plan.created if isinstance(plan, Plan) else path.stat().st_mtime
-        found.append((created, _number(path.parent.name), plan))
+        found.append((created, number_of(path.parent.name), plan))
     return [plan for _, _, plan in sorted(found, key=lambda f: f[:2])]
 
 
@@ -258,7 +258,7 @@ def _new_folder(place: Place, stem: str) -> Path:
     root = Path(place.folder("sweeps"))
     root.mkdir(parents=True, exist_ok=True)
     taken = [*(path.name for path in root.glob(f"{stem}-*")), *(store.names(place.address("sweeps"), f"{stem}-"))]
-    number = 1 + max(map(_number, taken), default=0)
+    number = 1 + max(map(number_of, taken), default=0)
     while not _reserved(place, f"{stem}-{number}"):  # another sweep took the number
         number += 1
     return root / f"{stem}-{number}"
@@ -275,6 +275,6 @@ def _reserved(place: Place, name: str) -> bool:
     return True
 
 
-def _number(name: str) -> int:
+def number_of(name: str) -> int:
     found = re.search(r"-(\d+)$", name)
     return int(found[1]) if found else 0

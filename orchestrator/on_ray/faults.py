@@ -3,11 +3,10 @@
 Every process of a trial loads this file, so it imports next to nothing.
 """
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
-from orchestrator.patience import disk_is_away, seconds
+from orchestrator.patience import disk_is_away, patiently
 
 # How torch's process groups say that the other side has gone; they know no class of errors for it.
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "Broken pipe")
@@ -111,15 +110,7 @@ def cleared(job: dict[str, Any]) -> None:
     from orchestrator.on_ray import internals
 
     internals.give_back(job["claim"])
-    end = time.monotonic() + seconds()
-    while True:
-        try:
-            mirror.probe(Place(**job["place"]))
-            return
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(1.0)
+    patiently("the storage", mirror.probe, Place(**job["place"]), away=lambda error: isinstance(error, OSError))
 
 
 def reason(error: BaseException) -> str:

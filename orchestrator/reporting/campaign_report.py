@@ -18,23 +18,25 @@ from orchestrator.reporting import content, printed, provenance, scores, summary
 from orchestrator.reporting.campaign_board import CampaignBoard
 from orchestrator.reporting.content import Link, Picture, Section, TableOf
 
+Records = dict[str, list[TrialRecord]]  # title of a sweep -> its trials
+
 _TOLD_SECONDS = 20.0  # between two updates of the MLflow run
 
 
 def write(state: State, folder: str = "") -> tuple[Path, str]:
     """Writes the report into the campaign's folder, and into its MLflow run; returns the HTML file and the run's id."""
     plans = state.plans()
-    sections = [_overview(state, plans)]
+    records = {title: study.records(plan) for title, plan in plans.items()}
+    sections = [_overview(state, plans, records)]
     for entry in state.entries:
-        sections += _sections(state, entry, plans.get(entry.title))
+        sections += _sections(entry, plans.get(entry.title), records.get(entry.title, []))
     sections.append(_reproduce(state))
-    report = content.Report(state.name, state.question, _paragraph(state, plans), sections)
+    report = content.Report(state.name, state.question, _paragraph(state, plans, records), sections)
     html, markdown, *_ = content.write(report, Path(folder or state.where.folder("campaigns", state.name)))
     run_id = parent(state)
-    for plan in plans.values():
-        records = study.records(plan)
-        if records:
-            summary.summarise(plan, records)
+    for title, plan in plans.items():
+        if records[title]:
+            summary.summarise(plan, records[title])
     for file in (html, markdown):
         tracking.log_file(state.tracking_uri, run_id, file)
     return html, run_id
@@ -78,16 +80,16 @@ def _tell(state: State, board: CampaignBoard, run_id: str) -> None:
 # --- The report -------------------------------------------------------------------------------------------------------
 
 
-def _overview(state: State, plans: dict[str, Plan]) -> Section:
+def _overview(state: State, plans: dict[str, Plan], records: Records) -> Section:
     rows = []
     for entry in state.entries:
         if entry.title not in plans:
             rows.append([entry.title, "", "", "", "", "not run", entry.left_out])
             continue
         plan = plans[entry.title]
-        records = study.records(plan)
-        counts = [str(sum(r.status == s for r in records)) for s in ("completed", "pruned", "failed")]
-        done = [r for r in records if r.status == "completed"]
+        own = records[entry.title]
+        counts = [str(sum(r.status == s for r in own)) for s in ("completed", "pruned", "failed")]
+        done = [r for r in own if r.status == "completed"]
         best = ranked(done)[0] if done else None
         metric = scores.maximised(plan)
         shown = f"{metric.title} {scores.written(metric, best.value)}, {label(best.point)}" if best else "not run"
@@ -96,13 +98,13 @@ def _overview(state: State, plans: dict[str, Plan]) -> Section:
     return Section("Sweeps", tables=[TableOf(head, rows, {1, 2, 3, 4})])
 
 
-def _sections(state: State, entry: Entry, plan: Plan | None) -> list[Section]:
+def _sections(entry: Entry, plan: Plan | None, records: list[TrialRecord]) -> list[Section]:
     """Every table of one sweep: published rows with ours and the difference, then our own rows."""
     rows = published.beside(entry.space, entry.benchmark)
     if plan is None:
         tables = _not_run(rows)
         return [Section(entry.title, f"Not run: {entry.left_out}.", tables)] if tables else []
-    done = [r for r in study.records(plan) if r.status == "completed"]
+    done = [r for r in records if r.status == "completed"]
     tables = _published(plan, done, rows) if plan.search_space.cells else _not_run(rows)
     own = _rows(plan, done) if plan.search_space.cells else _points(plan, done)
     facts = provenance.facts(plan).get("protocol", "")
@@ -207,8 +209,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _paragraph(state: State, plans: dict[str, Plan]) -> str:
-    records = {title: study.records(plan) for title, plan in plans.items()}
+def _paragraph(state: State, plans: dict[str, Plan], records: Records) -> str:
     done = sum(r.status == "completed" for rows in records.values() for r in rows)
     failed = sum(r.status == "failed" for rows in records.values() for r in rows)
     total = sum(plan.trials for plan in plans.values())
