@@ -19,6 +19,7 @@ from typing import Any
 
 from orchestrator import leases, store
 from orchestrator.needs import Place, digest
+from orchestrator.patience import first_line
 
 FILE = "storage.json"  # in every storage folder: where it is missing, the folder is not mounted
 _KEPT_SECONDS = 3600.0  # what was asked for so recently is in use
@@ -75,7 +76,7 @@ def mark(place: Place) -> None:
         try:
             probe(place)
         except Exception as error:  # whatever a file system raises, the address matters
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            first = first_line(error)
             remedy = "look at the bucket, AWS_ENDPOINT_URL and the keys in the environment"
             raise ValueError(f"ORCHESTRATOR_STORAGE={place.remote} cannot be used: {first}; {remedy}") from error
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from orchestrator.patience import disk_is_away, patiently
+from orchestrator.patience import disk_is_away, first_line, patiently
 
 
 @functools.cache
@@ -82,7 +82,7 @@ def check(uri: str) -> None:
     try:
         mlflow().MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:  # whatever a store raises, the address matters
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ValueError(
             f"MLFLOW_TRACKING_URI={uri} cannot be used: {first}; set it to sqlite:///FILE or to a running server"
         ) from error

@@ -71,12 +71,21 @@ def patiently(
             return result
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, for a message of one line; its class where it says nothing.
+
+    >>> first_line(ValueError("no\\nmore")), first_line(ValueError())
+    ('no', 'ValueError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _left(what: str, error: BaseException) -> None:
     with _lock:
         if what in _since:
             return
         _since[what] = time.monotonic()
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = first_line(error)
     warnings.warn(f"{what} is away ({first}); trying again for {seconds():.0f} s", stacklevel=3)
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 from orchestrator import store, tracking
 from orchestrator.launch import before, shelf
 from orchestrator.launch.plan import Plan, TrialRecord
-from orchestrator.patience import disk_is_away, patiently
+from orchestrator.patience import disk_is_away, first_line, patiently
 from search_spaces._space import Choice, Float, Int, SearchSpace
 
 STATUS = {
@@ -327,7 +327,7 @@ def check(address: str) -> None:
         with create_engine(address, connect_args=timeout).connect():
             pass
     except Exception as error:  # whatever a driver raises, the address matters
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ValueError(f"OPTUNA_STORAGE={address} cannot be used: {first}; start the server, or unset it") from error
 
 
