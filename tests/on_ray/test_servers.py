@@ -45,7 +45,7 @@ SECRETS = {
 def folder():
     if os.geteuid() or postgres() is None or shutil.which("runuser") is None:
         pytest.skip("needs PostgreSQL's programs and root, who starts them as another user (Debian: postgresql)")
-    pytest.importorskip("moto.server", reason="needs moto's S3 server: pip install 'moto[server]'")
+    pytest.importorskip("moto.server", reason="needs moto's S3 server: pip install 'moto[s3]' flask flask-cors")
     # A short name: Ray puts sockets below it, whose paths may not be long.
     made = Path(tempfile.mkdtemp(prefix="os-", dir="/var/tmp"))
     made.chmod(0o755)
