@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_campaign.py [--trials 1000] [--nodes 8] [--gpus 8] [--seconds 90]
 
 Trials sleep, report and write checkpoints; everything else is real: the pool, Tune, the studies (SQLite), MLflow's
-store (SQLite), early stopping. A trial takes one simulated GPU of one of the nodes. Missing are Ray Train's processes,
-of which this machine could not hold so many. At the end, a driver that finds everything finished, as --resume does.
+store (SQLite), early stopping. A trial is a process on the head, as ours are, that holds a placement group of one
+simulated GPU on one of the nodes, which the janitor gives back. Missing are Ray Train's processes in that group, of
+which this machine could not hold so many. At the end, a driver that finds everything finished, as --resume does.
 """
 
 import argparse
@@ -27,7 +28,13 @@ SWEEPS = 4
 def fake(config: dict) -> None:
     """A trial that sleeps, reports, and writes a checkpoint of a MiB after every epoch."""
     import ray.tune
+    from ray.experimental.internal_kv import _internal_kv_put
 
+    group = ray.util.placement_group([{"GPU": 1}])
+    assert group.wait(60)
+    _internal_kv_put(
+        f"orchestrator/{ray.tune.get_context().get_trial_id()}", ray.cloudpickle.dumps((group.id.hex(), None))
+    )
     job, (low, high) = config["job"], map(float, os.environ["BENCH_SECONDS"].split())
     seconds = random.Random(job["number"]).uniform(low, high)
     folder = Path(job["train_storage"]) / job["name"]
@@ -166,7 +173,7 @@ def simulated(storage: Path, trials: int, nodes: int, gpus: int, seconds: tuple[
 
     pool.next = timed
     begun, cpu = time.monotonic(), time.process_time()
-    sweep.drive(pool, fake, {"CPU": 0, "GPU": 1})
+    sweep.drive(pool, fake)
     wall, cpu = time.monotonic() - begun, time.process_time() - cpu
     total = sum(len(plan.search_space.table()) for plan in made)
     slept = sum(random.Random(n).uniform(*seconds) for plan in made for n in range(plan.trials))
