@@ -34,8 +34,8 @@ def place(data_root: str = "", address: str = "") -> Place:
         address: of another storage than the environment's.
 
     Raises:
-        ValueError: a path that addresses of databases read otherwise, a URI with credentials in it, or ./runs in a
-            folder that ``ray job submit`` has made for the job.
+        ValueError: a path that addresses of databases read otherwise, a URI with credentials in it or of a kind that
+            nobody knows, or ./runs in a folder that ``ray job submit`` has made for the job.
     """
     address = address or os.environ.get("ORCHESTRATOR_STORAGE", "")
     if not address and "working_dir_files" in Path.cwd().parts:
@@ -53,6 +53,7 @@ def place(data_root: str = "", address: str = "") -> Place:
                 f"ORCHESTRATOR_STORAGE={shown} holds more than scheme, bucket and path; put keys and endpoint into "
                 f"variables such as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
             )
+        store.opened(remote)  # knows what kind it is
         own = Path(os.environ.get("ORCHESTRATOR_CACHE") or f"{tempfile.gettempdir()}/orchestrator-{os.getuid()}")
         folder = str(own.expanduser().absolute() / digest(remote)[:12])
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import functools
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,11 +155,13 @@ class EpochLog:
         self.written.add(epoch)
 
 
-def page(uri: str, run_id: str) -> str:
-    """Where the MLflow page shows a run; of a file, where ``mlflow ui`` shows it by default."""
-    experiment_id = client(uri).get_run(run_id).info.experiment_id
+def pages(uri: str, run_ids: Sequence[str]) -> dict[str, str]:
+    """Where the MLflow page shows runs of one experiment; of a file, where ``mlflow ui`` shows it by default."""
+    if not run_ids:
+        return {}
+    experiment_id = client(uri).get_run(run_ids[0]).info.experiment_id
     server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}"
+    return {run_id: f"{server}/#/experiments/{experiment_id}/runs/{run_id}" for run_id in run_ids}
 
 
 def campaign_run(uri: str, tag: str, storage: str, question: str, params: Mapping[str, Any]) -> str:

@@ -44,9 +44,12 @@ def write(state: State, folder: str = "") -> tuple[Path, str]:
 
 def parent(state: State) -> str:
     """Id of the campaign's MLflow run, in an experiment of the campaign's name."""
-    params = {"sweeps": len(state.entries), "concurrent": state.concurrent, "budget.trials": state.trials}
-    params["budget.gpu_hours"] = state.gpu_hours
-    return tracking.campaign_run(state.tracking_uri, state.tag, state.where.storage, state.question, params)
+    params = {"sweeps": len(state.entries), "concurrent": state.concurrent}
+    run_id = tracking.campaign_run(state.tracking_uri, state.tag, state.where.storage, state.question, params)
+    # Tags, as a resume may change them.
+    budget = {"orch.budget.trials": str(state.trials), "orch.budget.gpu_hours": str(state.gpu_hours)}
+    tracking.log_values(state.tracking_uri, run_id, tags=budget)
+    return run_id
 
 
 @contextmanager
@@ -191,9 +194,9 @@ def _rows(plan: Plan, done: list[TrialRecord]) -> TableOf:
 
 def _points(plan: Plan, done: list[TrialRecord]) -> TableOf:
     """Our points of a sampled space, the best first."""
-    metrics = scores.occurring(plan, done) or scores.metrics(plan)
-    body = [[label(r.point), *(scores.written(m, r.metrics.get(m.name)) for m in metrics), _links(plan, [r])]
-            for r in ranked(done)]  # fmt: skip
+    metrics, best = scores.occurring(plan, done) or scores.metrics(plan), ranked(done)
+    body = [[label(r.point), *(scores.written(m, r.metrics.get(m.name)) for m in metrics), link]
+            for r, link in zip(best, _links(plan, best), strict=True)]  # fmt: skip
     head = ["point", *(m.title for m in metrics), "run"]
     body = body or [["all points", *["not run"] * len(metrics), ""]]
     return TableOf(
@@ -202,7 +205,8 @@ def _points(plan: Plan, done: list[TrialRecord]) -> TableOf:
 
 
 def _links(plan: Plan, records: list[TrialRecord]) -> list[Link]:
-    return [Link(r.run_id[:8], tracking.page(plan.tracking_uri, r.run_id)) for r in records if r.run_id]
+    pages = tracking.pages(plan.tracking_uri, [r.run_id for r in records if r.run_id])
+    return [Link(run_id[:8], page) for run_id, page in pages.items()]
 
 
 def _number(value: float | None) -> str:

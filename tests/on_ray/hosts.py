@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -62,7 +62,6 @@ class Host:
     ip: str
     own: Path  # its temporary folder
     network: "Network"
-    environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, *arguments: str, log: Path, **environment: str) -> subprocess.Popen:
         """A process of this host, with a process group of its own."""
@@ -72,7 +71,7 @@ class Host:
             return subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *inside, *arguments],
                 stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-                env={**self.network.environment, **self.environment, **environment}, cwd=self.own,
+                env={**self.network.environment, **environment}, cwd=self.own,
             )  # fmt: skip
 
     def python(self, code: str, *arguments: str, log: Path, **environment: str) -> subprocess.Popen:
@@ -174,10 +173,11 @@ class Cluster:
         self.head.python(RAY, *arguments, log=self.head.own / "ray.log")
         wait_for(lambda: answers(self.head.ip, 6379), 60, "the start of Ray's head")
 
-    def start_worker(self, host: Host) -> None:
+    def start_worker(self, host: Host, python: str = sys.executable) -> None:
+        """``python`` runs all of the node's processes but the raylet itself."""
         arguments = ("start", "--block", f"--address={self.address}", f"--node-ip-address={host.ip}", "--num-cpus=1",
                      "--object-store-memory=100000000")  # fmt: skip
-        host.python(RAY, *arguments, log=host.own / "ray.log")
+        host.python(f"import sys; sys.executable = {python!r}; {RAY}", *arguments, log=host.own / "ray.log")
 
     def ask(self, code: str) -> str:
         """What a program on the head prints that is connected to the cluster."""

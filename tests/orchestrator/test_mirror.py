@@ -173,4 +173,6 @@ def test_what_a_job_of_ray_would_lose_is_refused(tmp_path, monkeypatch):
 
 def test_a_kind_of_storage_that_nobody_knows_is_named():
     with pytest.raises(ValueError, match=r"storage of kind nosuch:// cannot be used"):
+        mirror.place(address="nosuch://bucket/folder")
+    with pytest.raises(ValueError, match=r"storage of kind nosuch:// cannot be used"):
         store.read("nosuch://bucket/file")
