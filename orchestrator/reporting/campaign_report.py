@@ -166,7 +166,7 @@ def _published(plan: Plan, done: list[TrialRecord], rows: list[Published]) -> li
                 if values and name in p.scores:
                     apart = f"{scores.shown(metric, statistics.mean(values)) - p.scores[name]:+.2f}"
                 cells += [_number(p.scores.get(name)), ours, apart]
-            body.append([*cells, str(len(own) or ""), _links(plan, own)])
+            body.append([*cells, str(len(own) or ""), [*_links(plan, own).values()]])
         head = ["row"]
         for _, metric in named:
             head += [f"{metric.title}, published", "ours", "difference"]
@@ -183,7 +183,7 @@ def _rows(plan: Plan, done: list[TrialRecord]) -> TableOf:
         own = [r for r in done if r.point["cell"] == cell]
         values = [scores.mean_and_spread(m, [r.metrics.get(m.name) for r in own]) for m in metrics]
         body.append([cell, *([value or "–" for value in values] if own else ["not run"] * len(metrics)),
-                     str(len(own) or ""), _links(plan, own)])  # fmt: skip
+                     str(len(own) or ""), [*_links(plan, own).values()]])  # fmt: skip
     for reference in provenance.references(plan):
         values = [scores.written(m, reference.metrics.get(m.name)) or "–" for m in metrics]
         body.append([reference.title, *values, "", ""])
@@ -194,9 +194,9 @@ def _rows(plan: Plan, done: list[TrialRecord]) -> TableOf:
 
 def _points(plan: Plan, done: list[TrialRecord]) -> TableOf:
     """Our points of a sampled space, the best first."""
-    metrics, best = scores.occurring(plan, done) or scores.metrics(plan), ranked(done)
-    body = [[label(r.point), *(scores.written(m, r.metrics.get(m.name)) for m in metrics), link]
-            for r, link in zip(best, _links(plan, best), strict=True)]  # fmt: skip
+    metrics, links = scores.occurring(plan, done) or scores.metrics(plan), _links(plan, done)
+    body = [[label(r.point), *(scores.written(m, r.metrics.get(m.name)) for m in metrics), links.get(r.run_id, "")]
+            for r in ranked(done)]  # fmt: skip
     head = ["point", *(m.title for m in metrics), "run"]
     body = body or [["all points", *["not run"] * len(metrics), ""]]
     return TableOf(
@@ -204,9 +204,10 @@ def _points(plan: Plan, done: list[TrialRecord]) -> TableOf:
     )
 
 
-def _links(plan: Plan, records: list[TrialRecord]) -> list[Link]:
+def _links(plan: Plan, records: list[TrialRecord]) -> dict[str, Link]:
+    """By run; a run that somebody has deleted has none."""
     pages = tracking.pages(plan.tracking_uri, [r.run_id for r in records if r.run_id])
-    return [Link(run_id[:8], page) for run_id, page in pages.items()]
+    return {run_id: Link(run_id[:8], page) for run_id, page in pages.items()}
 
 
 def _number(value: float | None) -> str:
