@@ -1,12 +1,21 @@
 """Tune's searcher and scheduler as two windows on one pool, which decides everything."""
 
-from typing import Any
+import json
+from typing import Any, NamedTuple
 
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.launch.pool import Given, Pool, numbers
+from orchestrator.launch.pool import Member, Pool, numbers
 from orchestrator.on_ray.cluster import threads
+
+
+class Running(NamedTuple):
+    """What the driver remembers of a trial that it was given."""
+
+    member: Member
+    number: int
+    run_id: str
 
 
 class PoolSearch(Searcher):
@@ -15,7 +24,7 @@ class PoolSearch(Searcher):
     def __init__(self, pool: Pool):
         super().__init__(metric=None, mode=None)
         self.pool = pool
-        self.given: dict[str, Given] = {}  # Tune's trial id -> what runs under it
+        self.given: dict[str, Running] = {}  # Tune's trial id -> what runs under it
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
@@ -24,16 +33,18 @@ class PoolSearch(Searcher):
         given = self.pool.next()
         if given is None:
             return Searcher.FINISHED if self.pool.is_over else None
-        self.given[trial_id] = given
+        self.given[trial_id] = Running(given.member, given.number, given.job["run_id"])
         at_once = self.pool.limit().trials * given.member.plan.workers
-        return {"job": {**given.job, "threads": self.pool.threads or threads(at_once)}}
+        job = {**given.job, "threads": self.pool.threads or threads(at_once)}
+        # As text: Tune keeps several copies of what it is given, and of thousands of trials.
+        return {"name": job["name"], "job": json.dumps(job)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing to do: the scheduler has reported the value."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         given = self.given[trial_id]
-        # Tune adds the whole job, flattened.
+        # Tune adds what the trial was given, flattened.
         result = {name: value for name, value in (result or {}).items() if not name.startswith("config/")}
         if error:
             failed = {"failed": str(result.get("failed", "the trial's process died too often"))}

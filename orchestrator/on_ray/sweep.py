@@ -35,7 +35,7 @@ def drive(pool: Pool, function: Callable[[dict[str, Any]], None] = trials.run, r
                 scheduler=EarlyStopping(search),
                 num_samples=-1,  # the pool says when it is over
                 reuse_actors=False,
-                trial_dirname_creator=lambda trial: f"{trial.config['job']['name']}-{trial.trial_id}",
+                trial_dirname_creator=lambda trial: f"{trial.config['name']}-{trial.trial_id}",
             ),
             run_config=ray.tune.RunConfig(
                 name="tune",
@@ -77,7 +77,7 @@ class Reporter(ray.tune.Callback):
         if given is None:  # told before
             return
         self.search.on_trial_complete(trial.trial_id, trial.last_result, error=trial.status == "ERROR")
-        self.search.pool.closed(given.member, given.number, given.job["run_id"])
+        self.search.pool.closed(given.member, given.number, given.run_id)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"search": None}

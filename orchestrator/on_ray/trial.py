@@ -1,6 +1,7 @@
 """One trial as a Ray Train job. Every process of a trial loads this file, so it imports next to nothing."""
 
 import contextlib
+import json
 import os
 import socket
 import tempfile
@@ -23,7 +24,7 @@ def run(config: dict[str, Any]) -> None:
     """
     import ray.tune
 
-    job = config["job"]
+    job = json.loads(config["job"])
     job["claim"] = ray.tune.get_context().get_trial_id()
     for attempt in range(1, _ATTEMPTS + 1):
         try:

@@ -10,6 +10,7 @@ which this machine could not hold so many. At the end, a driver that finds every
 
 import argparse
 import dataclasses
+import json
 import math
 import os
 import random
@@ -35,7 +36,7 @@ def fake(config: dict) -> None:
     _internal_kv_put(
         f"orchestrator/{ray.tune.get_context().get_trial_id()}", ray.cloudpickle.dumps((group.id.hex(), None))
     )
-    job, (low, high) = config["job"], map(float, os.environ["BENCH_SECONDS"].split())
+    job, (low, high) = json.loads(config["job"]), map(float, os.environ["BENCH_SECONDS"].split())
     seconds = random.Random(job["number"]).uniform(low, high)
     folder = Path(job["train_storage"]) / job["name"]
     folder.mkdir(parents=True, exist_ok=True)
