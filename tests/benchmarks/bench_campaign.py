@@ -1,6 +1,6 @@
 """What a campaign of thousands of trials costs beside the trials: simulated, on many nodes that are one machine.
 
-    python tests/benchmarks/bench_campaign.py [--trials 1000] [--nodes 8] [--gpus 8] [--seconds 90]
+    python tests/benchmarks/bench_campaign.py [--trials 1000] [--nodes 8] [--gpus 8] [--seconds 120]
 
 Trials sleep, report and write checkpoints; everything else is real: the pool, Tune, the studies (SQLite), MLflow's
 store (SQLite), early stopping. A trial is a process on the head, as ours are, that holds a placement group of one
@@ -17,7 +17,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -40,12 +39,14 @@ def fake(config: dict) -> None:
     seconds = random.Random(job["number"]).uniform(low, high)
     folder = Path(job["train_storage"]) / job["name"]
     folder.mkdir(parents=True, exist_ok=True)
+    began = time.time()
     for epoch in range(1, EPOCHS + 1):
         time.sleep(seconds / EPOCHS)
         (folder / "state.tmp").write_bytes(b"0" * 2**20)
         os.replace(folder / "state.tmp", folder / "state.pt")
         ray.tune.report({"epoch": epoch, "val/map": epoch / EPOCHS})
-    ray.tune.report({"epoch": EPOCHS, "val/map": 1.0, "ended": True, "slept": seconds})
+    (folder / "at_work.json").write_text(json.dumps([began, time.time()]))
+    ray.tune.report({"epoch": EPOCHS, "val/map": 1.0, "ended": True})
 
 
 def plans(storage: Path, trials: int) -> list:
@@ -93,14 +94,12 @@ class Board:
 
 
 class Watch:
-    """Memory and CPU time of this process as trials end, and how many GPUs were in use over time."""
+    """Memory and CPU time of this process as trials end."""
 
     def __init__(self):
         self.running = self.done = 0
         self.memory: dict[int, float] = {}
-        self.busy: list[tuple[float, int]] = []
         self.began, self.cpu = time.monotonic(), time.process_time()
-        threading.Thread(target=self._sample, daemon=True).start()
 
     def look(self) -> None:
         if self.done % 50 == 0:
@@ -110,18 +109,13 @@ class Watch:
                   f"driver {self.memory[self.done]:.0f} MiB, {time.process_time() - self.cpu:.0f} s of CPU",
                   flush=True)  # fmt: skip
 
-    def _sample(self) -> None:
-        while True:
-            self.busy.append((time.monotonic(), self.running))
-            time.sleep(1)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--gpus", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=90.0)
+    parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--resume", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.resume:
@@ -177,12 +171,13 @@ def simulated(storage: Path, trials: int, nodes: int, gpus: int, seconds: tuple[
     sweep.drive(pool, fake)
     wall, cpu = time.monotonic() - begun, time.process_time() - cpu
     total = sum(len(plan.search_space.table()) for plan in made)
-    slept = sum(random.Random(n).uniform(*seconds) for plan in made for n in range(plan.trials))
-    filled = [t for t, running in watch.busy if running >= everything]
-    steady = [running for t, running in watch.busy if filled and filled[0] <= t <= filled[-1]]
+    work = sorted(json.loads(file.read_text()) for file in storage.glob("sweeps/*/train/*/at_work.json"))
     print(f"{total} trials of {sum(seconds) / 2:.0f} s on {everything} GPUs of {nodes} nodes: {wall:.0f} s")
-    print(f"utilisation: {100 * slept / (wall * everything):.1f} % of all, while trials were left "
-          f"{100 * sum(steady) / len(steady) / everything if steady else 0:.1f} % given")  # fmt: skip
+    # All processes of all nodes start on this machine: filling the cluster takes it longer than it takes the nodes.
+    first, filled, last, end = work[0][0], work[everything - 1][0], work[-1][0], max(end for _, end in work)
+    print(f"GPUs at work: {_at_work(work, filled, last, everything):.1f} % of the time between the first trial of the "
+          f"last GPU and the start of the last trial; {_at_work(work, first, end, everything):.1f} % with filling "
+          f"({filled - first:.0f} s) and emptying ({end - last:.0f} s)")  # fmt: skip
     usual = sorted(1000 * seconds for seconds in asked)
     print(f"scheduler: {cpu / total:.3f} s of the driver's CPU a trial")
     print(f"the next trial is found in {usual[len(usual) // 2]:.0f} ms, at most {usual[-1]:.0f}")
@@ -193,6 +188,12 @@ def simulated(storage: Path, trials: int, nodes: int, gpus: int, seconds: tuple[
     print(f"MLflow: {requests / total:.1f} requests of the driver a trial, {requests / wall:.1f} a second")
     ray.shutdown()
     machine.shutdown()
+
+
+def _at_work(work: list[list[float]], start: float, end: float, gpus: int) -> float:
+    """Percent of the time of all GPUs between two moments."""
+    busy = sum(max(0.0, min(end, ended) - max(start, began)) for began, ended in work)
+    return 100 * busy / (gpus * (end - start))
 
 
 def resumed(storage: Path) -> None:
