@@ -195,7 +195,7 @@ def _rows(plan: Plan, done: list[TrialRecord]) -> TableOf:
 def _points(plan: Plan, done: list[TrialRecord]) -> TableOf:
     """Our points of a sampled space, the best first."""
     metrics, links = scores.occurring(plan, done) or scores.metrics(plan), _links(plan, done)
-    body = [[label(r.point), *(scores.written(m, r.metrics.get(m.name)) for m in metrics), links.get(r.run_id, "")]
+    body = [[label(r.point), *(scores.written(m, r.metrics.get(m.name)) for m in metrics), [links[r.run_id]] if r.run_id in links else ""]
             for r in ranked(done)]  # fmt: skip
     head = ["point", *(m.title for m in metrics), "run"]
     body = body or [["all points", *["not run"] * len(metrics), ""]]
