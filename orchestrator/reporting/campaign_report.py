@@ -195,8 +195,10 @@ def _rows(plan: Plan, done: list[TrialRecord]) -> TableOf:
 def _points(plan: Plan, done: list[TrialRecord]) -> TableOf:
     """Our points of a sampled space, the best first."""
     metrics, links = scores.occurring(plan, done) or scores.metrics(plan), _links(plan, done)
-    body = [[label(r.point), *(scores.written(m, r.metrics.get(m.name)) for m in metrics), [links[r.run_id]] if r.run_id in links else ""]
-            for r in ranked(done)]  # fmt: skip
+    body = []
+    for r in ranked(done):
+        own = [links[r.run_id]] if r.run_id in links else []
+        body.append([label(r.point), *(scores.written(m, r.metrics.get(m.name)) for m in metrics), own])
     head = ["point", *(m.title for m in metrics), "run"]
     body = body or [["all points", *["not run"] * len(metrics), ""]]
     return TableOf(

@@ -179,6 +179,10 @@ class Run:
         self.strikes.append(Strike(name, time.time()))
         return self.strikes[-1]
 
+    def struck(self) -> None:
+        """The last fault has happened only now: until here, epochs were those of before."""
+        self.strikes[-1].at = time.time()
+
     def says(self, pattern: str, seconds: float = 120) -> None:
         """Waits for the line about the last fault."""
         strike = self.strikes[-1]
@@ -276,6 +280,7 @@ def test_killed_processes_of_a_trial(field, faults):
     ):
         run.strike(name)
         assert wait_for(lambda title=title: killed_anywhere(field, title), 20, f"a process {title}")
+        run.struck()
         run.says(rf"trial \d: {line}; goes on from its last checkpoint")
     check(run.finish())
 
@@ -306,6 +311,7 @@ def test_two_drivers_and_a_killed_one(field, faults):
     strike.line = refused[-1].strip()
     run.strike("the driver killed, then --resume")
     assert field.cluster.head.kill(f"{os.sys.executable} -u -c \nimport sys\nimport search_spaces")
+    run.struck()
     run.process.wait(20)
     run.start("--resume")
     run.says(r"trial \d: its driver ended; goes on")
@@ -318,6 +324,7 @@ def test_a_killed_and_a_partitioned_node(field, faults):
     run.strike("a whole node killed in mid-trial")
     lost = at_work(field)
     lost.kill()
+    run.struck()
     run.says(r"trial \d: lost a (node|worker); goes on")
     field.whole(1)  # else the dead one is still counted
     field.cluster.start_worker(lost)
@@ -340,6 +347,7 @@ def test_a_killed_head(field, faults):
     run.strike("the head node killed, a new cluster, then --resume")
     for host in (field.cluster.head, *field.cluster.workers):
         host.kill()
+    run.struck()
     run.process.wait(60)
     field.start()
     run.start("--resume")
