@@ -123,6 +123,7 @@ class Strike:
     name: str
     at: float
     line: str = ""
+    said_at: float = 0.0
 
 
 class Run:
@@ -188,6 +189,7 @@ class Run:
         strike = self.strikes[-1]
         lines = lambda: [line for line in self.said.splitlines() if re.search(pattern, line)]  # noqa: E731
         strike.line = self.until(lines, seconds, f"a line {pattern!r} about {strike.name}")[-1].strip()
+        strike.said_at = time.time()
 
     def until(self, condition, seconds: float, what: str):
         def looked():
@@ -201,12 +203,12 @@ class Run:
         return self
 
     def recovered(self, strike: Strike) -> float | None:
-        """Seconds from a fault until every trial that it met was further than before."""
+        """Seconds from a fault until every trial that it met has computed an epoch after the line about it."""
         found = []
         for _, curve in self.curves():
-            times = [at - strike.at for at in curve.values()]
-            if any(at <= 0 for at in times) and any(at > 0 for at in times):
-                found.append(min(at for at in times if at > 0))
+            after = [at - strike.at for at in curve.values() if at > strike.said_at]
+            if after and min(curve.values()) <= strike.at:
+                found.append(min(after))
         return round(max(found), 1) if found else None
 
     def table(self) -> dict:
