@@ -310,7 +310,7 @@ def test_two_drivers_and_a_killed_one(field, faults):
     second = Run(field, storage=run.storage).start("--resume")
     assert second.process.wait(120) == 2, second.said
     refused = [line for line in second.said.splitlines() if "the campaign campaign_faults is being run by" in line]
-    strike.line = refused[-1].strip()
+    strike.line, strike.said_at = refused[-1].strip(), time.time()
     run.strike("the driver killed, then --resume")
     assert field.cluster.head.kill(f"{os.sys.executable} -u -c \nimport sys\nimport search_spaces")
     run.struck()
