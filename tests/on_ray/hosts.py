@@ -173,11 +173,10 @@ class Cluster:
         self.head.python(RAY, *arguments, log=self.head.own / "ray.log")
         wait_for(lambda: answers(self.head.ip, 6379), 60, "the start of Ray's head")
 
-    def start_worker(self, host: Host, python: str = sys.executable) -> None:
-        """``python`` runs all of the node's processes but the raylet itself."""
+    def start_worker(self, host: Host, **environment: str) -> None:
         arguments = ("start", "--block", f"--address={self.address}", f"--node-ip-address={host.ip}", "--num-cpus=1",
                      "--object-store-memory=100000000")  # fmt: skip
-        host.python(f"import sys; sys.executable = {python!r}; {RAY}", *arguments, log=host.own / "ray.log")
+        host.python(RAY, *arguments, log=host.own / "ray.log", **environment)
 
     def ask(self, code: str) -> str:
         """What a program on the head prints that is connected to the cluster."""
