@@ -27,12 +27,11 @@ from orchestrator.needs import Place
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 8
+EPOCHS = 16
 CAMPAIGN = f"""
 from search_spaces._campaign import Campaign, Sweep
 SHORT = {{
-    "train.epochs": {EPOCHS}, "run.checkpoint_every": 1, "constant_epochs": 2, "data.fraction": 0.5,
-    "teacher.epochs": 1,
+    "train.epochs": {EPOCHS}, "run.checkpoint_every": 1, "constant_epochs": 2, "teacher.epochs": 1,
 }}
 CAMPAIGN = Campaign("What survives?", (
     Sweep("d3still_alpha", trials=2, settings=SHORT),
@@ -177,7 +176,7 @@ class Run:
             running = [curve for status, curve in self.curves() if status == "RUNNING" and curve]
             last = self.strikes[-1].at if self.strikes else 0.0
             over = all(max(curve.values()) > last for curve in running)
-            return over and any(max(curve) <= EPOCHS - 3 for curve in running)
+            return over and any(max(curve) <= EPOCHS - 6 for curve in running)
 
         if mid_trial:
             self.until(is_moment, 180, f"a moment for {name}")
