@@ -277,8 +277,11 @@ def runs_of(uri: str, sweep: str, kind: str = "trial") -> list[Any]:
 
 
 def curve(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
-    """(step, value) of one metric of a run, in order of steps."""
-    return sorted((m.step, m.value) for m in client(uri).get_metric_history(run_id, metric))
+    """(step, value) of one metric of a run, in order of steps.
+
+    Each step once: a worker on a node that was cut off may have written one after its trial had gone on elsewhere.
+    """
+    return sorted({m.step: m.value for m in client(uri).get_metric_history(run_id, metric)}.items())
 
 
 def metrics_at(uri: str, run_id: str, step: int) -> dict[str, float]:
