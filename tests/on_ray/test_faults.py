@@ -14,10 +14,10 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import ray
 from on_ray.hosts import ROOT, Cluster, Network, Servers, servers, skip_where_impossible, wait_for
 from PIL import Image
 
@@ -57,7 +57,6 @@ import time
 now, now_ns = time.time, time.time_ns
 time.time, time.time_ns = lambda: now() - 3600, lambda: now_ns() - 3600 * 10**9
 """
-RAYLET = str(Path(ray.__file__).parent / "core/src/ray/raylet/raylet")
 GROUPS = """
 from ray.util import placement_group_table
 print([group for group, info in placement_group_table().items() if info["state"] != "REMOVED"])
@@ -94,7 +93,8 @@ class Field:
         """The cluster as it was, whatever a test has done to it."""
         for host in (self.cluster.head, *self.cluster.workers):
             host.link("up")
-        missing = [host for host in self.cluster.workers if not host.processes(RAYLET)]
+        raylet = str(Path(find_spec("ray").origin).parent / "core/src/ray/raylet/raylet")
+        missing = [host for host in self.cluster.workers if not host.processes(raylet)]
         if missing:
             for host in missing:
                 host.kill()
