@@ -1,12 +1,13 @@
 # Everything a newcomer needs. PYTHON chooses the interpreter, VENV the environment.
 #   make demo     the main job on embedded data: a trained teacher, a sweep of eight students, a report
 #   make test     the default tests, minutes on two cores; the slowest are listed
-#   make slow     what needs longer: full-size data and networks, every export, the rest of Ray
-#   make night    killed drivers and killed preparations: half an hour
+#   make slow     what needs longer: full-size data and networks, every export, the rest of Ray, faults and servers
+#   make night    killed drivers and killed preparations of single sweeps: half an hour
 #   make check    lint, format, and that imports point down
 #   make clean    removes the environment and built packages
 PYTHON ?= python3
 VENV ?= .venv
+SLOW ?= slow and not night
 BIN := $(VENV)/bin
 
 .PHONY: demo test slow night check install clean
@@ -33,7 +34,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not night" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "$(SLOW)" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 night: install
 	$(BIN)/python -m pytest -q -m night --durations=5

@@ -27,7 +27,7 @@ from orchestrator.launch import campaign as campaigns
 from orchestrator.launch import study
 from orchestrator.needs import Place
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
 EPOCHS = 16
 CAMPAIGN = f"""

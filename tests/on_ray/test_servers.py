@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from on_ray.hosts import ROOT, Servers, answers, free_port, postgres, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.night]
+pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
 CAMPAIGN = """
 from search_spaces._campaign import Campaign, Sweep
