@@ -30,6 +30,7 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs without an evaluation have no metric
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # the studies are the state: what Tune writes is read by nobody
     "TUNE_MAX_PENDING_TRIALS_PG": "16",  # the pool limits what runs; one at a time would fill a cluster slowly
     "RAY_AIR_NEW_OUTPUT": "0",
 }

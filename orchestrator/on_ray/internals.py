@@ -18,6 +18,7 @@ __all__ = [
     "Trainer",
     "claim_of",
     "claim_placement_group",
+    "forget_metrics",
     "remove_placement_group",
     "worker_groups",
 ]
@@ -89,6 +90,14 @@ def give_back(trial_id: str) -> None:
     if group:
         remove_placement_group(group)
     _internal_kv_del(f"orchestrator/{trial_id}")
+
+
+def forget_metrics(trial: Any) -> None:
+    """Lets go of the statistics that Tune keeps of every metric of a trial that has ended: 50 KB, and nobody asks.
+
+    Upgrade: ``Trial.run_metadata``, whose two dicts are behind ``Trial.metric_analysis`` and ``metric_n_steps``.
+    """
+    trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps = {}, {}
 
 
 def remove_placement_group(group: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import ray.tune
 
 from orchestrator.launch.pool import Pool
+from orchestrator.on_ray import internals
 from orchestrator.on_ray import trial as trials
 from orchestrator.on_ray.janitor import Janitor
 from orchestrator.on_ray.search import EarlyStopping, PoolSearch
@@ -78,6 +79,7 @@ class Reporter(ray.tune.Callback):
             return
         self.search.on_trial_complete(trial.trial_id, trial.last_result, error=trial.status == "ERROR")
         self.search.pool.closed(given.member, given.number, given.run_id)
+        internals.forget_metrics(trial)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"search": None}
