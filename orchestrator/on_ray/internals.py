@@ -1,6 +1,6 @@
 """Every private name of Ray that this project uses, with what to look at when Ray is upgraded (pinned: 2.60).
 
-Tests of all of them: ``tests/orchestrator/on_ray``.
+Tests of all of them: ``tests/on_ray``.
 """
 
 from typing import Any

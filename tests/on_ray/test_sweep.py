@@ -66,6 +66,19 @@ def test_every_way_a_trial_can_end(local_ray, tiny_place, tiny_recipe):
     _check_runs(plan, ends, recipe)
 
 
+def test_an_ended_trial_keeps_no_statistics():
+    from ray.tune.experiment import Trial
+
+    from orchestrator.on_ray import internals
+
+    trial = Trial("nobody", stub=True)
+    trial.update_last_result({"epoch": 1, "val/map": 0.5, "training_iteration": 1})
+    assert trial.metric_analysis["val/map"]["max"] == 0.5 and trial.metric_n_steps
+    internals.forget_metrics(trial)
+    assert not trial.metric_analysis and not trial.metric_n_steps
+    assert trial.last_result["val/map"] == 0.5 and len(trial.run_metadata.get_json_state()) < 2000
+
+
 def _check_runs(plan: Plan, ends: dict, recipe) -> None:
     runs = {int(r.data.tags["orch.trial"]): r for r in tracking.runs_of(plan.tracking_uri, plan.tag)}
     assert len(runs) == 3
