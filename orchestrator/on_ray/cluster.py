@@ -78,7 +78,16 @@ def cluster(dashboard: bool = True) -> Iterator[None]:
 
 def passed_on_of(environment: Mapping[str, str]) -> dict[str, str]:
     """What of the driver's environment every node gets."""
-    return {k: v for k, v in environment.items() if k.startswith(_PASSED_ON) and not any(s in k for s in _SECRET)}
+    return {name: value for name, value in environment.items() if name.startswith(_PASSED_ON) and not is_secret(name)}
+
+
+def is_secret(name: str) -> bool:
+    """Whether an environment variable holds a secret, by its name.
+
+    >>> is_secret("AWS_SECRET_ACCESS_KEY"), is_secret("AWS_ENDPOINT_URL")
+    (True, False)
+    """
+    return any(word in name for word in _SECRET)
 
 
 def admit(place: Place, tracking_uri: str) -> None:

@@ -11,6 +11,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from orchestrator.on_ray.cluster import is_secret
 from orchestrator.on_ray.trial import free_address, meet_at
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "claim_of",
     "claim_placement_group",
     "forget_metrics",
+    "keep_secrets",
     "remove_placement_group",
     "worker_groups",
 ]
@@ -90,6 +92,16 @@ def give_back(trial_id: str) -> None:
     if group:
         remove_placement_group(group)
     _internal_kv_del(f"orchestrator/{trial_id}")
+
+
+def keep_secrets() -> None:
+    """Tune would pass AWS keys on to its trials by a runtime environment, which Ray writes into its logs.
+
+    Upgrade: ``ENV_VARS_TO_PROPAGATE`` of ``ray.tune.execution.class_cache``.
+    """
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.difference_update({name for name in ENV_VARS_TO_PROPAGATE if is_secret(name)})
 
 
 def forget_metrics(trial: Any) -> None:

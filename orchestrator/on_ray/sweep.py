@@ -27,6 +27,7 @@ def drive(pool: Pool, function: Callable[[dict[str, Any]], None] = trials.run, r
     Raises:
         KeyboardInterrupt: the user stopped it; Tune alone returns as if nothing had happened.
     """
+    internals.keep_secrets()
     search, janitor = PoolSearch(pool), Janitor()
     with tempfile.TemporaryDirectory(prefix="orchestrator-tune-") as own:
         ray.tune.Tuner(

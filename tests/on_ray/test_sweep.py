@@ -79,6 +79,15 @@ def test_an_ended_trial_keeps_no_statistics():
     assert trial.last_result["val/map"] == 0.5 and len(trial.run_metadata.get_json_state()) < 2000
 
 
+def test_tune_passes_no_key_on():
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+    from orchestrator.on_ray import internals
+
+    internals.keep_secrets()
+    assert ENV_VARS_TO_PROPAGATE and not [n for n in ENV_VARS_TO_PROPAGATE if n.startswith("AWS_")]
+
+
 def _check_runs(plan: Plan, ends: dict, recipe) -> None:
     runs = {int(r.data.tags["orch.trial"]): r for r in tracking.runs_of(plan.tracking_uri, plan.tag)}
     assert len(runs) == 3
