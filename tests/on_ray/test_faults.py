@@ -180,7 +180,7 @@ class Run:
             if not list(self.storage.glob("sweeps/[df]*/train/t*/checkpoint_*")):
                 return False
             running = [curve for status, curve in self.curves() if status == "RUNNING" and curve]
-            last = self.strikes[-1].at if self.strikes else 0.0
+            last = self.strikes[-1].said_at if self.strikes else 0.0  # epochs on their way were computed before
             over = all(max(curve.values()) > last for curve in running)
             return over and any(max(curve) <= EPOCHS - 6 for curve in running)
 
