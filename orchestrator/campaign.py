@@ -44,6 +44,8 @@ def main(
         state = campaigns.latest(name)
         if roots or gpus_per_worker is not None:
             raise ValueError(f"{state.name} was started with its data and workers; resume it without naming them")
+        if gpu_hours and not any(plan.gpus_per_worker for plan in state.plans().values()):
+            raise ValueError(f"--gpu-hours {gpu_hours:g}: trials use no GPU here; limit them with --trials")
         changes = {"trials": trials or state.trials, "gpu_hours": gpu_hours or state.gpu_hours}
         state = dataclasses.replace(state, **changes)
         if dry_run:
@@ -65,6 +67,8 @@ def main(
     with command.runner(in_process) as runner, _leading(found[0].place, name) as lease:
         if gpu_hours and not command.gpus_of(runner, gpus_per_worker):
             raise ValueError(f"--gpu-hours {gpu_hours:g}: trials use no GPU here; limit them with --trials")
+        if asked.gpu_hours and not command.gpus_of(runner, gpus_per_worker):
+            warnings.warn("trials use no GPU here, so the campaign's GPU hours are no limit", stacklevel=2)
         state = _new(name, asked, found, uri, runner, concurrent, gpus_per_worker, budget)
         _run(state, runner, lease, concurrent)
 
@@ -88,7 +92,7 @@ def _new(
 
 def _run(state: State, runner: Runner, lease: Lease, concurrent: int | None) -> None:
     """Runs what is left of a campaign, and says what came out."""
-    board = CampaignBoard(console, state, campaign_report.totals(state))
+    board = CampaignBoard(console, state, campaign_report.standing(state))
     console.print(f"{state.name}: {state.question}", markup=False)
     for text in board.text()[:-1]:
         console.print(text, markup=False)
@@ -124,7 +128,10 @@ def _print_plan(name: str, question: str, found: list[Asked], uri: str) -> None:
 def _print_state(state: State) -> None:
     console.print(f"{state.name}: {state.question}", markup=False)
     for title, done, total in campaign_report.standing(state):
-        console.print(f"  {title}: {done} of {total} trials are finished; --resume runs the rest", markup=False)
+        console.print(f"  {title}: {done} of {total} trials are finished", markup=False)
+    spent = bool(state.trials) and sum(done for _, done, _ in campaign_report.standing(state)) >= state.trials
+    left = f"the budget of {state.trials} trials is spent; --resume --trials with more goes on"
+    console.print(left if spent else "--resume runs the rest", markup=False)
 
 
 if __name__ == "__main__":

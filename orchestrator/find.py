@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import threading
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,9 @@ from orchestrator.recipe import did_you_mean
 
 if TYPE_CHECKING:
     from orchestrator.method import Method
+
+
+_loading = threading.RLock()  # torchvision and timm import in circles: two threads would wait for each other
 
 
 def names(package: str) -> list[str]:
@@ -81,7 +85,8 @@ def recipe(method_name: str, benchmark: str) -> Any:
 
 
 def _module(package: str, name: str) -> ModuleType:
-    return importlib.import_module(f"{package}.{name}")
+    with _loading:
+        return importlib.import_module(f"{package}.{name}")
 
 
 def _reader(name: str) -> Any:
@@ -92,7 +97,15 @@ def _reader(name: str) -> Any:
 
 def _found(package: str, attribute: str, name: str, what: str, known: Any) -> Any:
     if name in names(package):
-        found = getattr(_module(package, name), attribute, None)
+        file = f"{package.replace('.', '/')}/{name}.py"
+        try:
+            found = getattr(_module(package, name), attribute, None)
+        except Exception as error:
+            if package != "search_spaces":  # a fault in the code of a method is shown where it is
+                raise
+            raise ValueError(f"{file} cannot be loaded: {type(error).__name__}: {error}; mend the file") from error
         if found is not None:
             return found
+        if name in known():
+            raise ValueError(f"{file} has no {attribute}, which makes it a {what}")
     raise ValueError(f"there is no {what} {name!r}" + did_you_mean(name, known()))

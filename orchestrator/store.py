@@ -37,7 +37,8 @@ def file_system(scheme: str) -> Any:
         folders = {"auto_mkdir": True} if scheme == "file" else {}  # others have none
         return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **folders)
     except (ValueError, ImportError) as error:
-        raise ValueError(f"storage of kind {scheme}:// cannot be used: {error}") from error
+        remedy = "use a folder, or s3://BUCKET/PREFIX"
+        raise ValueError(f"storage of kind {scheme}:// cannot be used: {error}; {remedy}") from error
 
 
 def opened(address: str) -> tuple[Any, str]:
@@ -64,7 +65,8 @@ def answering(address: str) -> Iterator[None]:
     except (OSError, ValueError, TypeError, NotImplementedError):
         raise
     except Exception as error:  # botocore's and others' have no class in common
-        raise ConnectionError(f"{address.partition('://')[0]}:// does not answer: {error}") from error
+        scheme, remedy = address.partition("://")[0], "look at ORCHESTRATOR_STORAGE and AWS_ENDPOINT_URL"
+        raise ConnectionError(f"{scheme}:// does not answer: {error}; {remedy}") from error
 
 
 def read(address: str) -> bytes | None:

@@ -47,7 +47,7 @@ def resolve(
             row = f" (row {point['cell']})" if len(space.cells) > 1 else ""
             raise ValueError(f"{error}{row}") from error
     if data_root and not Path(data_root).is_dir():
-        raise ValueError(f"--data-root {data_root} is not a directory")
+        raise ValueError(f"--data-root {data_root} is not a directory; give the folder of its files")
     return recipes, mirror.place(data_root)
 
 

@@ -90,7 +90,10 @@ def data_roots(given: list[str]) -> dict[str, str]:
         if benchmark in found:
             raise ValueError(f"--data-root names {benchmark or 'the folder of all benchmarks'} twice")
         if not folder or not Path(folder).is_dir():
-            raise ValueError(f"--data-root {text}: {folder or 'an empty name'} is not a directory")
+            named = folder or "an empty name"
+            raise ValueError(
+                f"--data-root {text}: {named} is not a directory; give the folder of the benchmark's files"
+            )
         found[benchmark] = str(Path(folder).absolute())
     return found
 
@@ -211,7 +214,8 @@ def read(place: Place, name: str) -> State:
         now = {**data["place"], "storage": place.storage}
         return State(**{**data, "entries": entries, "place": now, "tracking_uri": uri})
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{address} cannot be read: {error}") from error
+        remedy = "restore the file, or start a new campaign without --resume"
+        raise ValueError(f"{address} cannot be read: {error}; {remedy}") from error
 
 
 def latest(name: str) -> State:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator import mirror
+from orchestrator import find, mirror
 from orchestrator.launch import preparing, study
 from orchestrator.launch.campaign import Entry, State, save
 from orchestrator.launch.plan import Plan, TrialRecord
@@ -100,6 +100,7 @@ def run(state: State, runner: Runner, watched: Watched, check: Callable[[], None
         asked: the most trials at once; None = as many as the cluster holds.
     """
     plans = state.plans()
+    _load(plans)
     budget = Budget(
         state.trials or math.inf,
         state.gpu_hours or math.inf,
@@ -129,6 +130,16 @@ def run(state: State, runner: Runner, watched: Watched, check: Callable[[], None
             task.cancel()
         executor.shutdown(wait=pool.is_over)
     return dataclasses.replace(state, spent=pool.gpu_hours)
+
+
+def _load(plans: Mapping[str, Plan]) -> None:
+    """Imports what the sweeps need before there are threads, whose imports would meet each other half-way.
+
+    A check of a recipe builds its networks, so it loads all that they are made of.
+    """
+    for plan in plans.values():
+        for name in plan.recipes:
+            find.method(name).check(plan.base_recipe(name), plan.workers)
 
 
 @contextmanager
@@ -177,7 +188,7 @@ def _one(
             watched.said(title, *_ended(member, through.pool))
     except Exception as error:
         why = str(error).strip() if isinstance(error, ValueError | OSError) else repr(error)
-        watched.said(title, "failed", why)
+        watched.said(title, *(("stopped", "") if through.pool.is_given_up else ("failed", why)))
 
 
 def _ended(member: Member, pool: Pool) -> tuple[str, str]:

@@ -157,6 +157,10 @@ class Pool:
                     member.failed = why
                     member.over.set()
 
+    @property
+    def is_given_up(self) -> bool:
+        return bool(self._given_up)
+
     def still(self) -> None:
         """Raises ValueError once nobody runs trials any more."""
         if self._given_up:

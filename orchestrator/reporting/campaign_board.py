@@ -58,13 +58,15 @@ class Line:
 class CampaignBoard(Watched):
     """Told by the threads of a campaign; drawn on a terminal, printed in blocks elsewhere."""
 
-    def __init__(self, console: Console, state: State, totals: Mapping[str, int]):
+    def __init__(self, console: Console, state: State, standing: Sequence[tuple[str, int, int]] = ()):
+        """``standing``: title, finished trials and planned trials of the sweeps."""
         self.console, self.state = console, state
         self.lines = {
-            entry.title: Line(entry.title, "left out" if entry.left_out else "waiting", entry.left_out,
-                              totals.get(entry.title, 0))
+            entry.title: Line(entry.title, "left out" if entry.left_out else "waiting", entry.left_out)
             for entry in state.entries
-        }  # fmt: skip
+        }
+        for title, done, total in standing:
+            self.lines[title].completed, self.lines[title].total = done, total
         self._lock, self._printed = threading.RLock(), time.monotonic()
         self._live = Live(console=console, get_renderable=self.table, refresh_per_second=1, transient=True)
 

@@ -236,11 +236,6 @@ def _reproduce(state: State) -> Section:
     return Section("How to reproduce", code="\n".join(lines), facts=facts)
 
 
-def totals(state: State) -> dict[str, int]:
-    """Title -> how many trials are planned."""
-    return {title: plan.trials for title, plan in state.plans().items()}
-
-
 def standing(state: State) -> list[tuple[str, int, int]]:
     """Title, finished trials, planned trials of every sweep."""
     return [(title, study.finished(plan), plan.trials) for title, plan in state.plans().items()]
@@ -250,6 +245,10 @@ def listing() -> list[str]:
     """Every campaign with its question."""
     found = []
     for name in find.campaigns():
-        campaign = find.campaign(name)
+        try:
+            campaign = find.campaign(name)
+        except ValueError as error:
+            found.append(f"{name:20}   – {error}")
+            continue
         found.append(f"{name:20} {len(campaign.sweeps):3} sweeps  {campaign.question}")
     return found
