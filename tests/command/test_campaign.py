@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,15 @@ from command.typed import call, error, settings, storage_at
 
 from orchestrator import campaign, find, leases, published, report, tracking
 from orchestrator.launch import campaign as campaigns
-from orchestrator.launch import study, trial
+from orchestrator.launch import leading, study, trial
 from orchestrator.needs import Place
 from search_spaces._campaign import Campaign, Sweep
 from search_spaces._space import SearchSpace
+
+NEGATIVE = """
+from search_spaces._campaign import Campaign, Sweep
+CAMPAIGN = Campaign("?", (Sweep("d3still_alpha"),), trials=-1)
+"""
 
 
 def tiny(**changes) -> dict:
@@ -177,10 +183,43 @@ def test_what_was_interrupted_goes_on_to_the_same_table(ran, tmp_path, roots, mo
         assert all(len(tracking.runs_of(plan.tracking_uri, plan.tag)) == plan.trials for plan in plans)
 
 
+def test_a_resume_loads_networks_before_it_has_threads(ran, monkeypatch):
+    """Threads that import torchvision and timm at the same time meet each other half-way."""
+    checked: list[str] = []
+    kind, add = type(find.method("d3still")), leading.Pool.add
+
+    def check(self, *arguments):
+        checked.append(threading.current_thread().name)
+
+    monkeypatch.setattr(kind, "check", check)
+    monkeypatch.setattr(leading.Pool, "add", lambda *a, **k: checked.append("added") or add(*a, **k))
+    with storage_at(ran[0]):
+        call(campaign.main, "campaign_small", "--resume", "--in-process")
+    assert checked[: checked.index("added")] == ["MainThread"] * 2, "of both sweeps"
+
+
+def test_a_broken_file_of_a_campaign_is_named_and_hides_no_other(monkeypatch, tmp_path):
+    import search_spaces
+
+    monkeypatch.setattr(search_spaces, "__path__", [*search_spaces.__path__, str(tmp_path)])
+    for name, text in (("syntax", "CAMPAIGN = ("), ("empty", ""), ("negative", NEGATIVE)):
+        (tmp_path / f"campaign_{name}.py").write_text(text)
+    said = error(campaign.main, "campaign_syntax")
+    assert "search_spaces/campaign_syntax.py cannot be loaded: SyntaxError: '(' was never closed" in said
+    assert "search_spaces/campaign_empty.py has no CAMPAIGN, which makes it a campaign" in error(
+        campaign.main, "campaign_empty"
+    )
+    shown = call(campaign.main, "--list").output
+    assert "campaign_smoke " in shown and "campaign_negative.py cannot be loaded: ValueError: a budget of -1" in shown
+
+
 def test_a_budget_ends_it_and_a_larger_one_goes_on(ran, tmp_path, roots):
     with storage_at(tmp_path / "runs"):
         shown = call(campaign.main, "campaign_small", *roots, "--trials", 3).output
         assert "3/4 trials done" in shown
+        shown = call(campaign.main, "campaign_small", "--resume", "--dry-run").output
+        assert "the budget of 3 trials is spent; --resume --trials with more goes on" in shown
+        assert "trials use no GPU here" in error(campaign.main, "campaign_small", "--resume", "--gpu-hours", 1)
         shown = call(campaign.main, "campaign_small", "--resume", "--in-process", "--trials", 4).output
         assert "4/4 trials done" in shown and table(tmp_path / "runs") == table(ran[0])
 
