@@ -35,7 +35,10 @@ def main(
     student = checkpoint.reconfigured(student, {path.rpartition(".")[2]: value for path, value in other.items()})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = Where(place, 0, 1, device)
-    metrics = method.score(student.to(device), scored, prepared, where).metrics
+    evaluation = method.score(student.to(device), scored, prepared, where)
+    metrics = evaluation.metrics
+    if evaluation.queries is not None and not other and not tracking.has_queries(uri, run_id):
+        tracking.log_queries(uri, run_id, evaluation.queries)  # a run of a version that did not store them
     console.print(f"{record.method} on {record.benchmark}: {prepared.told().get('protocol', '')}", markup=False)
     for path, value in other.items():
         console.print(f"  {path} {value} (trained with {value_of(recipe, path)})", markup=False)

@@ -11,6 +11,7 @@ from operator import add
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -110,11 +111,25 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Queries:
+    """The scores of single queries whose means are metrics: what intervals are made from.
+
+    Attributes:
+        identity_Q: whose query each is; queries of one identity are not independent.
+        scores: metric -> (Q,), as fractions; NaN where the protocol does not count the query.
+    """
+
+    identity_Q: np.ndarray
+    scores: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics by name, rates as fractions, and what pictures are made from."""
 
     metrics: Mapping[str, float]
     found: Any = None  # of the family's own type; never logged
+    queries: Queries | None = None  # where metrics are means over queries
 
 
 @dataclass

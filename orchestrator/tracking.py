@@ -16,7 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from orchestrator import checkpoint, mirror, store
+from orchestrator.method import Queries
 from orchestrator.mlflow_store import check as check
 from orchestrator.mlflow_store import client as client
 from orchestrator.mlflow_store import made, mlflow
@@ -25,6 +28,7 @@ from orchestrator.mlflow_store import ui_command as ui_command
 from orchestrator.needs import Place
 
 RECORD = "record.json"
+QUERIES = "queries.npz"
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,18 @@ def campaign_title(tag: str) -> str:
     return tag.rsplit("-", 2)[0]
 
 
+def found(uri: str, run_id: str) -> Any:
+    """A run of MLflow.
+
+    Raises:
+        ValueError: there is none of this id.
+    """
+    try:
+        return client(uri).get_run(run_id)
+    except mlflow().MlflowException as error:
+        raise ValueError(f"{uri} has no run {run_id!r}; the run id is in the table of the sweep") from error
+
+
 def log_status(uri: str, run_id: str, metrics: Mapping[str, float], note: str) -> None:
     """Where a long run stands: numbers over time, and a text that its page shows on top."""
     now = int(time.time() * 1000)
@@ -208,6 +224,33 @@ def log_student(uri: str, run_id: str, student: Any, facts: Mapping[str, Any]) -
             moved.log_artifacts(folder, "student")
         else:
             client(uri).log_artifacts(run_id, folder, "student")
+
+
+def log_queries(uri: str, run_id: str, queries: Queries) -> None:
+    """Scores of single queries as ``queries.npz``: numbers and names, nothing that runs when it is read."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez_compressed(Path(folder) / QUERIES, identity=np.asarray(queries.identity_Q), **queries.scores)
+        log_file(uri, run_id, Path(folder) / QUERIES)
+
+
+def has_queries(uri: str, run_id: str) -> bool:
+    return artifact(uri, run_id, QUERIES) is not None
+
+
+def read_queries(uri: str, run_id: str) -> Queries:
+    """What :func:`log_queries` has stored.
+
+    Raises:
+        ValueError: the run has none.
+    """
+    path = artifact(uri, run_id, QUERIES)
+    if path is None:
+        raise ValueError(
+            f"run {run_id} has no scores of single queries: it has not finished, its metrics are not means over "
+            f"queries, or it is of a version that stored none: python -m orchestrator.evaluate {run_id} then does"
+        )
+    with np.load(path, allow_pickle=False) as stored:
+        return Queries(stored["identity"], {name: stored[name] for name in stored.files if name != "identity"})
 
 
 def student_file(uri: str, run_id: str) -> Path:

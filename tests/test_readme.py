@@ -61,7 +61,7 @@ def commands(page: Path) -> list[Shown]:
 
 SHOWN = [shown for page in PAGES for shown in commands(page)]
 RUN = [shown for shown in SHOWN if RUNNABLE & set(shown.arguments)]
-EIGHT = ("sweep", "train", "teacher", "evaluate", "export", "report", "campaign", "doctor")
+NINE = ("sweep", "train", "teacher", "evaluate", "export", "report", "campaign", "doctor", "compare")
 
 
 def command_line(module: str) -> typer.Typer:
@@ -95,7 +95,7 @@ def test_it_prints_what_the_page_shows(shown, invoke):
         assert any(same(text) for text in printed), f"not printed: {line}"
 
 
-@pytest.mark.parametrize("module", EIGHT)
+@pytest.mark.parametrize("module", NINE)
 def test_every_command_has_help(module, invoke):
     result = invoke(module, ["--help"])
     assert result.exit_code == 0 and "--help" in result.output

@@ -43,11 +43,20 @@ class RetrievalMetrics:
     cmc: np.ndarray = field(repr=False)
     valid_queries: int  # queries with at least one relevant gallery image left
     average_precision: np.ndarray = field(repr=False)  # (Q,), NaN where the query was skipped
+    first_rank: np.ndarray = field(repr=False)  # (Q,), of the nearest relevant image; NaN likewise
+    inverse_penalty: np.ndarray = field(repr=False)  # (Q,), NaN likewise
 
     def log(self, prefix: str = "val") -> dict[str, float]:
         """The scalars under the names of the log: ``val/map``, ``val/rank1``, …"""
         names = ("map", "rank1", "rank3", "rank5", "rank10", "minp")
         return {f"{prefix}/{name}": float(getattr(self, name)) for name in names}
+
+    def of_queries(self, prefix: str = "val") -> dict[str, np.ndarray]:
+        """What :meth:`log` is the mean of, of every query."""
+        counted = ~np.isnan(self.first_rank)
+        ranks = {f"rank{k}": np.where(counted, self.first_rank <= k, np.nan) for k in (1, 3, 5, 10)}
+        scores = {"map": self.average_precision, **ranks, "minp": self.inverse_penalty}
+        return {f"{prefix}/{name}": values for name, values in scores.items()}
 
 
 def evaluate(
@@ -106,7 +115,7 @@ def evaluate(
     rows = max(1, min(queries, block_bytes // (4 * gallery)))
     average_precision_Q = np.full(queries, np.nan)
     inverse_penalty_Q = np.full(queries, np.nan)
-    first_rank_Q = np.full(queries, np.iinfo(np.int64).max)
+    first_rank_Q = np.full(queries, np.nan)
     for start in range(0, queries, rows):
         block = slice(start, min(start + rows, queries))
         similarity_BG = query_QD[block] @ gallery_GD.T
@@ -152,6 +161,8 @@ def evaluate(
         cmc=cmc,
         valid_queries=int(valid.sum()),
         average_precision=average_precision_Q,
+        first_rank=first_rank_Q,
+        inverse_penalty=inverse_penalty_Q,
     )
 
 

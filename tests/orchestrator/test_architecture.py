@@ -26,7 +26,8 @@ DOORS = {
     "onnxruntime": ["orchestrator/onnx_file.py"],
     "timm": ["models/"],
     "typer": ["orchestrator/command.py", *(f"orchestrator/{name}.py" for name in (
-        "sweep", "train", "teacher", "evaluate", "export", "report", "campaign", "doctor"))],
+        "sweep", "train", "teacher", "evaluate", "export", "report", "campaign", "doctor",
+        "compare"))],
 }  # fmt: skip
 LONG = 400  # lines; a file of printed numbers may have more
 

@@ -252,11 +252,11 @@ def _score(recipe: AsymmetricRecipe, searched: _Searched, student: Embedder, dev
         return search.embed(student, searched.frames[side], len(getattr(found, side)), device, workers=workers)
 
     query_QD, gallery_GD = embedded("query"), search.whole(searched.gallery, device)
-    metrics = search.score(recipe.ap, found, query_QD, gallery_GD).log("val")
+    scored = {"val": search.score(recipe.ap, found, query_QD, gallery_GD)}
     if recipe.evaluate_symmetric:
         own_GD = query_QD if found.leave_one_out else embedded("gallery")
-        metrics |= search.score(recipe.ap, found, query_QD, own_GD).log("symmetric")
-    return Evaluation(metrics, search.Found(query_QD, gallery_GD))
+        scored["symmetric"] = search.score(recipe.ap, found, query_QD, own_GD)
+    return search.evaluation(found, search.Found(query_QD, gallery_GD), **scored)
 
 
 def method(paper: str, recipes: Mapping[str, AsymmetricRecipe], distillation: Distillation) -> AsymmetricMethod:

@@ -13,11 +13,11 @@ from orchestrator import distributed
 from orchestrator.datasets.augmentation import normalised
 from orchestrator.datasets.images import fetch
 from orchestrator.datasets.scenes import Gallery
+from orchestrator.evaluation.person_search import TOP, evaluate_detection, evaluate_search, overlaps
 from orchestrator.evaluation.person_search import Search as Scores
-from orchestrator.evaluation.person_search import evaluate_detection, evaluate_search
 from orchestrator.families.person_search.data import UNLABELLED, Searched
 from orchestrator.families.person_search.recipe import Search
-from orchestrator.method import Evaluation
+from orchestrator.method import Evaluation, Queries
 
 
 @dataclass(frozen=True)
@@ -114,18 +114,36 @@ def scored(found: Found, searched: Searched, own: Search) -> Evaluation:
     }
     weighted, first = found.searched(own), next(iter(galleries))
     scores = {name: _search(found, gallery, found.detections, weighted, own) for name, gallery in galleries.items()}
-    metrics |= _named("val", scores[first])
-    for name, of_gallery in scores.items():
-        if name != first:
-            metrics |= _named(f"gallery_{name.replace(' ', '_')}", of_gallery)
+    named = {f"gallery_{name.replace(' ', '_')}": one for name, one in scores.items() if name != first}
+    named = {"val": scores[first], **named}
     certain = [np.concatenate([b, np.ones((len(b), 1))], 1) for b in boxes]
-    metrics |= _named("bound", _search(found, galleries[first], certain, found.true_embeddings, own))
+    named["bound"] = _search(found, galleries[first], certain, found.true_embeddings, own)
     if own.context:
         context = [_around(found, searched, query) for query in range(len(searched.queries))]
-        metrics |= _named("context", _search(found, galleries[first], found.detections, weighted, own, context))
+        named["context"] = _search(found, galleries[first], found.detections, weighted, own, context)
+    of_queries: dict[str, np.ndarray] = {}
+    for group, one in named.items():
+        metrics |= _named(group, one)
+        of_queries[f"{group}/map"] = one.average_precision_Q
+        of_queries |= {f"{group}/top{k}": one.found_QK[:, column].astype(float) for column, k in enumerate(TOP)}
     return Evaluation(
-        metrics, Found(found.detections, found.embeddings, found.true_embeddings, found.query_QD, scores[first])
+        metrics,
+        Found(found.detections, found.embeddings, found.true_embeddings, found.query_QD, scores[first]),
+        Queries(identities(searched, galleries[first]), of_queries),
     )
+
+
+def identities(searched: Searched, gallery: Gallery) -> np.ndarray:
+    """(Q,) whose query each is, by the box of its first target; one without a target or a name is alone."""
+    identity_Q = np.empty(len(gallery.targets), np.int64)
+    for query, held in enumerate(gallery.targets):
+        identity_Q[query] = -2 - query
+        for frame, box in list(held.items())[:1]:
+            person = overlaps(searched.scenes.boxes(frame), box[None])[:, 0].argmax()
+            identity = searched.scenes.identity_N[searched.scenes.rows(frame)][person]
+            if identity != UNLABELLED:
+                identity_Q[query] = identity
+    return identity_Q
 
 
 def _search(

@@ -15,7 +15,7 @@ from orchestrator.datasets.augmentation import normalised
 from orchestrator.datasets.images import Frames, RetrievalData, fetch
 from orchestrator.evaluation.retrieval import PrecisionRule, RetrievalMetrics, evaluate, nearest
 from orchestrator.families.retrieval.data import Source
-from orchestrator.method import Evaluation
+from orchestrator.method import Evaluation, Queries
 from orchestrator.needs import Need, Ready
 from orchestrator.pictures import Panel
 
@@ -66,11 +66,18 @@ def score(ap: PrecisionRule, data: RetrievalData, query_QD: Tensor, gallery_GD: 
     )  # fmt: skip
 
 
+def evaluation(data: RetrievalData, found: Found, **scored: RetrievalMetrics) -> Evaluation:
+    """Metrics under the prefixes they were given, with the scores of the single queries."""
+    metrics = {name: value for prefix, one in scored.items() for name, value in one.log(prefix).items()}
+    of_queries = {name: values for prefix, one in scored.items() for name, values in one.of_queries(prefix).items()}
+    return Evaluation(metrics, found, Queries(np.asarray(data.query.identity), of_queries))
+
+
 def symmetric(ap: PrecisionRule, data: RetrievalData, embedded: Callable[[str], Tensor]) -> Evaluation:
     """One network on both sides: ``embedded`` gives the raw embeddings of "query" or "gallery"."""
     query_QD = embedded("query")
     gallery_GD = query_QD if data.leave_one_out else embedded("gallery")
-    return Evaluation(score(ap, data, query_QD, gallery_GD).log("val"), Found(query_QD, gallery_GD))
+    return evaluation(data, Found(query_QD, gallery_GD), val=score(ap, data, query_QD, gallery_GD))
 
 
 def references(

@@ -155,9 +155,9 @@ def training_people(recipe: Any, prepared: Prepared) -> TrainingPeople:
 def _score(recipe: Any, searched: data.Searched, student: SiameseSearch, where: Where) -> Evaluation:
     found = search.embedded(student, searched, where.device, recipe.run.loader_workers)
     scored = search.scored(found, searched, recipe.search)
-    return Evaluation(scored.metrics, Found(scored.found))
+    return replace(scored, found=Found(scored.found))
 
 
 def _with_clusters(scored: Evaluation, task: Task) -> Evaluation:
     """What was found, and what was told of every epoch's clusters, for the pictures."""
-    return Evaluation(scored.metrics, replace(scored.found, clusters_E5=task.clusters_E5.cpu().numpy()))
+    return replace(scored, found=replace(scored.found, clusters_E5=task.clusters_E5.cpu().numpy()))

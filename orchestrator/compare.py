@@ -1,0 +1,57 @@
+"""How far runs are apart, and how sure that is: ``python -m orchestrator.compare RUN_A RUN_B […]``."""
+
+import typer
+from rich.table import Table
+
+from orchestrator import command, tracking
+from orchestrator.command import console
+from orchestrator.launch import shelf
+from orchestrator.recipe import did_you_mean
+from orchestrator.reporting import compared, scores
+
+METRIC = typer.Option([], "--metric", help="As the runs log it; may be repeated. Default: all.", metavar="NAME")
+
+
+@command.app
+def main(
+    runs: list[str] = typer.Argument(
+        ..., help="Run ids, from the table of a sweep or the MLflow page.", metavar="RUN…"
+    ),
+    metric: list[str] = METRIC,
+    alone: bool = typer.Option(False, "--alone", help="These runs, without the other seeds of their rows."),
+) -> None:
+    """Every run minus the first one, with 95 % intervals from resampled identities, and seeds where there are several.
+
+    A run stands for its row: the runs of its sweep that differ in their seed alone are counted in.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"there is one run, {runs[0]}; a comparison needs two or more")
+    uri = tracking.tracking_uri(shelf.storage())
+    rows = [compared.row_of(uri, run_id, alone) for run_id in runs]
+    compared.check_same_queries(rows)
+    first, *others = rows
+    known = {one.name: one for one in first.metrics if all(one.name in row.queries[0].scores for row in others)}
+    for name in metric:
+        if name not in known:
+            raise ValueError(f"--metric {name}: the runs have {', '.join(known)}" + did_you_mean(name, known))
+    console.print(f"{first.benchmark}: every row minus {first.title}, in points", markup=False)
+    for row in rows:
+        console.print(
+            f"  {row.title}: {len(row.run_ids)} seed(s), {', '.join(i[:8] for i in row.run_ids)}", markup=False
+        )
+    table = Table("row", "metric", "first", "this", "difference", "95 %", "p (Holm)", "could be seen")
+    for name in metric or known:
+        found = [compared.difference(row, first, name) for row in others]
+        for row, one, p in zip(others, found, compared.holm(found), strict=True):
+            shown = lambda value, own=known[name]: scores.written(own, value)  # noqa: E731
+            table.add_row(
+                row.title, known[name].title, shown(first.mean(name)), shown(row.mean(name)), shown(one.value),
+                f"{shown(one.low)} … {shown(one.high)}", f"{p:.2g}", shown(one.detectable),
+            )  # fmt: skip
+    console.print(table)
+    for line in compared.notes(rows):
+        console.print(line, markup=False)
+
+
+if __name__ == "__main__":
+    main()

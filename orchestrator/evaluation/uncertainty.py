@@ -1,0 +1,202 @@
+"""How sure a difference is: intervals, tests and power for means over queries, by whole identities and by seeds.
+
+Queries of one person are not independent, so identities are resampled, each with all of its queries (cluster
+bootstrap), the same ones for both sides (paired). With S_i the sum of the differences of identity i and n_i how many
+queries it has,
+
+    m = Σ S_i / Σ n_i        s² = I/(I - 1) · Σ (S_i - m n_i)² / (Σ n_i)²
+
+and every resample gives t* = (m* - m) / s*, whose quantiles stand in for Student's (bootstrap-t: Efron and Tibshirani
+1993, chapter 12.5; clusters: Davison and Hinkley 1997, chapter 3.8). It holds its level where the plain percentiles of
+m* are too narrow. Seeds add a second source of error that no resample of queries shows; their mean has Student's t with
+the degrees of freedom of their variance, and the two are added as Behrens and Fisher do: s t* + s_seed t. Two seeds
+alone have one degree of freedom, whose quantile is 12.7: that is how little two seeds say.
+"""
+
+# Shape legend: Q = queries, I = identities, S = seeds, R = resamples, K = rows of a table.
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.05  # of a test; intervals hold 1 - LEVEL
+POWER = 0.8
+_DRAWN = 2**18  # identities drawn at once: their counts stay in a core's cache
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What seeds add to the error of a difference: the variance of its mean over seeds.
+
+    The variance may be pooled over the rows of a table, which have it in common; then its degrees of freedom add up.
+    """
+
+    variance: float
+    freedom: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two means, in the unit of the values."""
+
+    value: float
+    low: float
+    high: float  # the interval [low, high] holds the true difference with probability 1 - LEVEL
+    p: float  # of a difference at least so large where there is none
+    error: float  # standard error, of queries and seeds together
+    detectable: float  # the smallest true difference that would be found with probability POWER
+    identities: int
+    over_seeds: bool  # else the interval says nothing about other seeds
+
+    @property
+    def told_apart(self) -> bool:
+        return self.p <= LEVEL
+
+
+def seeds_of(first_S: Sequence[float], second_S: Sequence[float]) -> Seeds | None:
+    """What the seeds of two rows say about the error of their difference (Welch); None where a side has one seed.
+
+    >>> seeds_of([1.0, 3.0], [0.0, 2.0])
+    Seeds(variance=2.0, freedom=2.0)
+    """
+    if min(len(first_S), len(second_S)) < 2:
+        return None
+    parts = [(np.var(side, ddof=1) / len(side), len(side) - 1) for side in (first_S, second_S)]
+    whole = sum(variance for variance, _ in parts)
+    spread = sum(variance**2 / freedom for variance, freedom in parts)  # Satterthwaite's degrees of freedom
+    return Seeds(float(whole), float(whole**2 / spread) if spread else float(sum(freedom for _, freedom in parts)))
+
+
+def pooled(rows_KS: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """Variance of a seed around its row's mean, taken to be the same in all rows, and its degrees of freedom.
+
+    >>> pooled([[1.0, 3.0], [0.0, 2.0], [7.0]])
+    (2.0, 2)
+    """
+    freedom = sum(len(row) - 1 for row in rows_KS)
+    squares = sum(float(np.var(row)) * len(row) for row in rows_KS)
+    return (squares / freedom if freedom else 0.0), freedom
+
+
+def difference(
+    first_Q: np.ndarray,
+    second_Q: np.ndarray,
+    identity_Q: np.ndarray,
+    seeds: Seeds | None = None,
+    resamples: int = RESAMPLES,
+    draw: int = 0,
+) -> Difference:
+    """How far the mean of the first is above that of the second, and how sure that is.
+
+    Args:
+        first_Q, second_Q: of every query, such as its average precision, the mean over seeds where there are several;
+            NaN in both where the query is not counted.
+        identity_Q: whose query it is.
+        seeds: what seeds add; None = the interval is of these seeds alone.
+        resamples: of identities.
+        draw: of the resamples; the same gives the same numbers.
+
+    Raises:
+        ValueError: lengths that differ, a query that one side counts and the other does not, fewer than two identities.
+
+    >>> found = difference(np.array([1.0, 0.8, 0.9, 0.7]), np.array([0.5, 0.5, 0.6, 0.4]), np.array([3, 3, 8, 9]))
+    >>> round(found.value, 3), found.identities, found.over_seeds
+    (0.35, 3, False)
+    """
+    first_Q, second_Q, identity_Q = np.asarray(first_Q, float), np.asarray(second_Q, float), np.asarray(identity_Q)
+    if not first_Q.shape == second_Q.shape == identity_Q.shape or first_Q.ndim != 1:
+        raise ValueError(
+            f"both sides and their identities must have one number per query, got {first_Q.shape}, {second_Q.shape} "
+            f"and {identity_Q.shape}"
+        )
+    counted_Q = ~np.isnan(first_Q)
+    if (counted_Q != ~np.isnan(second_Q)).any():
+        apart = int((counted_Q != ~np.isnan(second_Q)).sum())
+        raise ValueError(f"{apart} queries are counted on one side alone; were both scored by one protocol?")
+    sum_I, count_I = _by_identity((first_Q - second_Q)[counted_Q], identity_Q[counted_Q])
+    if len(sum_I) < 2:
+        raise ValueError(f"the queries are of {len(sum_I)} identities; an interval needs two at least")
+    mean, error = _mean_and_error(sum_I, count_I)
+    generator = np.random.default_rng(draw)
+    pivot_R = error * _studentised(sum_I, count_I, mean, resamples, generator)
+    whole = error
+    if seeds is not None:
+        spread = math.sqrt(seeds.variance)
+        pivot_R = pivot_R + spread * generator.standard_t(seeds.freedom, resamples)
+        whole = math.hypot(error, spread)
+    low, high = mean - _quantile(pivot_R, [1 - LEVEL / 2, LEVEL / 2])
+    detectable = _quantile(np.abs(pivot_R), 1 - LEVEL) + _quantile(pivot_R, POWER)
+    return Difference(
+        mean, float(low), float(high), _p(pivot_R, mean), whole, float(detectable), len(sum_I), seeds is not None
+    )
+
+
+def holm(p_K: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: a row is told apart where its own is at most the level (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_K)), key=lambda row: p_K[row])
+    adjusted, largest = [0.0] * len(p_K), 0.0
+    for rank, row in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_K) - rank) * p_K[row]))
+        adjusted[row] = largest
+    return adjusted
+
+
+def _by_identity(value_Q: np.ndarray, identity_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    _, row_Q = np.unique(identity_Q, return_inverse=True)
+    return np.bincount(row_Q, value_Q), np.bincount(row_Q).astype(float)
+
+
+def _mean_and_error(sum_I: np.ndarray, count_I: np.ndarray) -> tuple[float, float]:
+    mean = sum_I.sum() / count_I.sum()
+    identities = len(sum_I)
+    variance = identities / (identities - 1) * ((sum_I - mean * count_I) ** 2).sum() / count_I.sum() ** 2
+    return float(mean), math.sqrt(variance)
+
+
+def _studentised(
+    sum_I: np.ndarray, count_I: np.ndarray, mean: float, resamples: int, generator: np.random.Generator
+) -> np.ndarray:
+    """t* of every resample; infinite where all that was drawn is equal and yet not the mean.
+
+    Everything is a sum over identities of how often each was drawn: one product with five columns.
+    """
+    identities = len(sum_I)
+    centred_I = sum_I - mean * count_I  # sums of squares of these cancel nothing
+    columns_I5 = np.stack([centred_I, count_I, centred_I**2, centred_I * count_I, count_I**2], axis=1)
+    found_R = np.empty(resamples)
+    step = max(1, _DRAWN // identities)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = generator.integers(0, identities, (rows, identities), dtype=np.int32)
+        drawn += np.arange(rows, dtype=np.int32)[:, None] * identities
+        times_RI = np.bincount(drawn.ravel(), minlength=rows * identities).reshape(rows, identities)
+        away, count, squares, mixed, counts = (times_RI.astype(float) @ columns_I5).T
+        shift = away / count
+        variance = np.maximum(squares - 2 * shift * mixed + shift**2 * counts, 0.0) / count**2
+        variance *= identities / (identities - 1)
+        # Rounding leaves about 1e-16 of the squares where all that was drawn is equal.
+        variance[variance <= 1e-14 * (squares + shift**2 * counts) / count**2] = 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = shift / np.sqrt(variance)
+        t[np.isnan(t)] = 0.0
+        found_R[start : start + rows] = t
+    return found_R
+
+
+def _quantile(pivot_R: np.ndarray, share: Any) -> Any:
+    """Without interpolation: of few identities some resamples are infinitely far away, and so may the bounds be."""
+    return np.quantile(pivot_R, share, method="inverted_cdf")
+
+
+def _p(pivot_R: np.ndarray, mean: float) -> float:
+    """Two-sided: at most LEVEL where the interval leaves 0 out."""
+    above, below = int((pivot_R >= mean).sum()), int((pivot_R <= mean).sum())
+    return min(1.0, 2 * (min(above, below) + 1) / (len(pivot_R) + 1))

@@ -1,0 +1,66 @@
+"""``compare``: two runs, their rows with all seeds, and what cannot be compared."""
+
+import numpy as np
+import pytest
+from command.typed import call, error, settings, storage_at
+
+from orchestrator import compare, find, sweep
+from orchestrator.launch import shelf, study
+from orchestrator.method import Queries
+from orchestrator.reporting import compared
+from search_spaces._space import SearchSpace
+
+TWO_ROWS = SearchSpace(method="d3still", question="Which?", cells={"near": {}, "far": {"alpha": 5.0}}, seeds=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory, data) -> tuple:
+    """A sweep of two rows and two seeds."""
+    with storage_at(tmp_path_factory.mktemp("compared") / "runs"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(find, "space", lambda name: TWO_ROWS)
+        call(sweep.main, "two rows", *data, *settings("d3still", alpha=None))
+        plan = shelf.latest("two rows")
+        yield plan, study.records(plan)
+
+
+def test_a_run_stands_for_its_row(table):
+    plan, records = table
+    ids = {(r.point["cell"], r.point["seed"]): r.run_id for r in records}
+    with storage_at(plan.where.storage):
+        shown = call(compare.main, ids["near", 0], ids["far", 0]).output
+        assert "near: 2 seed(s)" in shown and "far: 2 seed(s)" in shown and "one seed" not in shown
+        rows = [compared.row_of(plan.tracking_uri, ids[cell, 1]) for cell in ("near", "far")]
+        for row, cell in zip(rows, ("near", "far"), strict=True):
+            expected = [r.metrics["val/map"] for r in records if r.point["cell"] == cell]
+            assert row.seeds("val/map") == pytest.approx(expected, abs=1e-9), "means of queries are the logged metrics"
+        found = compared.difference(rows[1], rows[0], "val/map")
+        assert found.over_seeds and found.value == pytest.approx(rows[1].mean("val/map") - rows[0].mean("val/map"))
+        assert f"{100 * found.low:.2f} … {100 * found.high:.2f}" in " ".join(shown.split())
+        alone = call(compare.main, ids["near", 0], ids["far", 1], "--alone", "--metric", "val/map").output
+        assert "1 seed(s)" in alone and "say nothing about other seeds" in alone and "Rank-1" not in alone
+
+
+def test_the_best_row_and_what_is_told_apart_from_it(table):
+    plan, records = table
+    rows = [compared.row_of(plan.tracking_uri, r.run_id) for r in records if r.point["seed"] == 0]
+    best, found = compared.from_best(rows, "val/map")
+    assert found[best] is None and all(one.value <= 0 for one in found if one is not None)
+
+
+def test_what_cannot_be_compared_is_one_line(table):
+    plan, records = table
+    with storage_at(plan.where.storage):
+        assert "a comparison needs two or more" in error(compare.main, records[0].run_id)
+        assert "has no run 'nobody'" in error(compare.main, records[0].run_id, "nobody")
+        ids = records[0].run_id, records[1].run_id
+        assert "--metric val/mop: the runs have val/map" in error(compare.main, *ids, "--metric", "val/mop")
+
+
+def test_other_queries_are_refused(table):
+    plan, records = table
+    row = compared.row_of(plan.tracking_uri, records[0].run_id, alone=True)
+    queries = row.queries[0]
+    other = compared.Row("other", "folder", row.method, ("x",), (Queries(queries.identity_Q[:-1], {}),))
+    with pytest.raises(ValueError, match="other on folder has scored other queries"):
+        compared.check_same_queries([row, other])
+    assert np.isfinite(queries.scores["val/map"]).any()

@@ -1,0 +1,144 @@
+"""Intervals, tests and power: against loops, closed forms, and what happens to them in a thousand simulations."""
+
+import math
+
+import numpy as np
+import pytest
+
+from orchestrator.evaluation import uncertainty
+from orchestrator.evaluation.uncertainty import Seeds, difference, holm, pooled, seeds_of
+
+
+def people(rng, identities: int, apart: float, spread: float = 1.0):
+    """Differences of queries of people who have something in common, and whose they are."""
+    identity_Q = np.repeat(np.arange(identities), rng.integers(1, 7, identities))
+    own_I = rng.normal(0, spread, identities)
+    return apart + own_I[identity_Q] + rng.normal(0, 1, len(identity_Q)), identity_Q
+
+
+def test_every_resample_equals_a_plain_loop():
+    rng = np.random.default_rng(3)
+    value_Q, identity_Q = people(rng, 7, 0.3)
+    of = {i: value_Q[identity_Q == i] for i in range(7)}
+    total, count = value_Q.sum(), len(value_Q)
+    mean = total / count
+    sums, counts = np.array([v.sum() for v in of.values()]), np.array([len(v) for v in of.values()], float)
+    ours = uncertainty._studentised(sums - 0, counts, mean, 50, np.random.default_rng(8))
+    drawn_RI = np.random.default_rng(8).integers(0, 7, (50, 7), dtype=np.int32)
+    for drawn_I, t in zip(drawn_RI, ours, strict=True):
+        s, n = [of[i].sum() for i in drawn_I], [len(of[i]) for i in drawn_I]
+        m = sum(s) / sum(n)
+        variance = 7 / 6 * sum((a - m * b) ** 2 for a, b in zip(s, n, strict=True)) / sum(n) ** 2
+        assert t == pytest.approx((m - mean) / math.sqrt(variance), rel=1e-9)
+
+
+def test_independent_queries_have_the_error_of_a_mean():
+    rng = np.random.default_rng(0)
+    first_Q, second_Q = rng.normal(2, 1, 400), rng.normal(0, 1, 400)
+    found = difference(first_Q, second_Q, np.arange(400))
+    apart_Q = first_Q - second_Q
+    assert found.value == pytest.approx(apart_Q.mean()) and found.identities == 400
+    assert found.error == pytest.approx(apart_Q.std(ddof=1) / 20, rel=1e-12)
+    assert (found.high - found.low) / found.error == pytest.approx(2 * 1.966, rel=0.03)  # Student's, 399 degrees
+    assert found.detectable / found.error == pytest.approx(1.966 + 0.842, rel=0.04)
+
+
+def test_whole_identities_are_drawn():
+    """Ten equal queries of a person say as much as one."""
+    rng = np.random.default_rng(0)
+    value_I = rng.normal(0.2, 1, 50)
+    once = difference(value_I, np.zeros(50), np.arange(50))
+    often = difference(np.repeat(value_I, 10), np.zeros(500), np.repeat(np.arange(50), 10))
+    assert often.error == pytest.approx(once.error) and (often.low, often.high) == pytest.approx((once.low, once.high))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [0, 3])
+def test_95_of_100_intervals_hold_the_true_difference(seeds):
+    """Over 1,000 simulations, with the error of the seeds and without; and power is what is said."""
+    held, told, seen = 0, 0, 0
+    for number in range(1000):
+        rng = np.random.default_rng(number)
+        value_Q, identity_Q = people(rng, 40, 0.3)
+        own = None
+        if seeds:
+            shift_2S = rng.normal(0, 0.3, (2, seeds))
+            value_Q = value_Q + shift_2S[0].mean() - shift_2S[1].mean()
+            own = seeds_of(shift_2S[0], shift_2S[1])
+        found = difference(value_Q, np.zeros_like(value_Q), identity_Q, own, resamples=999, draw=number)
+        held += found.low <= 0.3 <= found.high
+        assert found.told_apart == (not found.low <= 0.0 <= found.high) or abs(found.p - 0.05) < 0.01
+        told += found.detectable
+        seen += found.told_apart
+    assert 0.935 <= held / 1000 <= (0.965 if not seeds else 0.99)  # Behrens and Fisher's are wide where seeds are few
+    assert told / 1000 > 0.3 and seen / 1000 < 0.8, "0.3 is below what could be seen"
+
+
+@pytest.mark.slow
+def test_what_could_be_seen_is_seen_in_80_of_100():
+    usual = np.mean([
+        difference(*_against_zero(np.random.default_rng(n), 0.0), resamples=999).detectable for n in range(100)
+    ])  # fmt: skip
+    seen = [difference(*_against_zero(np.random.default_rng(n), usual), resamples=999).told_apart for n in range(600)]
+    assert 0.75 <= np.mean(seen) <= 0.86
+
+
+def _against_zero(rng, apart):
+    value_Q, identity_Q = people(rng, 60, apart)
+    return value_Q, np.zeros_like(value_Q), identity_Q
+
+
+def test_nothing_between_equal_sides():
+    found = difference(np.full(6, 0.5), np.full(6, 0.5), np.array([0, 0, 1, 1, 2, 3]))
+    assert (found.value, found.low, found.high, found.p, found.error) == (0, 0, 0, 1, 0) and not found.told_apart
+
+
+def test_a_constant_difference_is_certain():
+    found = difference(np.full(6, 0.75), np.full(6, 0.5), np.arange(6))
+    assert found.low == found.high == found.value == 0.25 and found.told_apart
+
+
+def test_of_three_identities_nothing_is_known():
+    """One of nine resamples draws a single one of them, which has no spread."""
+    found = difference(np.array([1.0, 0.8, 0.9, 0.7]), np.full(4, 0.5), np.array([3, 3, 8, 9]))
+    assert (found.low, found.high) == (-math.inf, math.inf) and found.detectable == math.inf and not found.told_apart
+
+
+def test_queries_that_are_not_counted():
+    first_Q, second_Q = np.array([1, np.nan, 0.5, 0.2]), np.array([0.5, np.nan, 0.1, 0.2])
+    left = difference(first_Q, second_Q, np.array([0, 1, 2, 3]))
+    assert left == difference(first_Q[[0, 2, 3]], second_Q[[0, 2, 3]], np.array([0, 2, 3]))
+    with pytest.raises(ValueError, match="1 queries are counted on one side alone"):
+        difference(first_Q, np.ones(4), np.arange(4))
+
+
+def test_what_cannot_be_compared_is_one_line():
+    with pytest.raises(ValueError, match="an interval needs two at least"):
+        difference(np.ones(3), np.zeros(3), np.zeros(3))
+    with pytest.raises(ValueError, match="one number per query"):
+        difference(np.ones(3), np.zeros(4), np.zeros(3))
+
+
+def test_seeds():
+    assert seeds_of([0.5], [0.1, 0.2]) is None
+    found = seeds_of([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
+    assert found.variance == pytest.approx(1 / 3) and found.freedom == pytest.approx(2)  # one side has no spread
+    assert seeds_of([1.0, 1.0], [0.0, 0.0]) == Seeds(0.0, 2.0)
+    assert pooled([[1.0], [2.0]]) == (0.0, 0)
+    rows = [[1.0, 3.0, 5.0], [0.0, 1.0]]
+    assert pooled(rows) == (pytest.approx((8 + 0.5) / 3), 3)
+
+
+def test_two_seeds_say_little():
+    """One degree of freedom: 12.7 standard errors."""
+    rng = np.random.default_rng(0)
+    value_Q = rng.normal(0, 1e-6, 400)
+    found = difference(value_Q, np.zeros(400), np.arange(400), Seeds(0.01, 1), resamples=100_000)
+    assert found.over_seeds and (found.high - found.low) / 2 == pytest.approx(1.27, rel=0.05)
+
+
+def test_holm_by_hand():
+    assert holm([]) == [] and holm([0.2]) == [0.2]
+    assert holm([0.01, 0.02, 0.03, 0.005]) == pytest.approx([0.03, 0.04, 0.04, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.02, 0.02]) == [0.04, 0.04]
