@@ -52,7 +52,6 @@ def test_whole_identities_are_drawn():
     assert often.error == pytest.approx(once.error) and (often.low, often.high) == pytest.approx((once.low, once.high))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [0, 3])
 def test_95_of_100_intervals_hold_the_true_difference(seeds):
     """Over 1,000 simulations, with the error of the seeds and without; and power is what is said."""
@@ -74,7 +73,6 @@ def test_95_of_100_intervals_hold_the_true_difference(seeds):
     assert told / 1000 > 0.3 and seen / 1000 < 0.8, "0.3 is below what could be seen"
 
 
-@pytest.mark.slow
 def test_what_could_be_seen_is_seen_in_80_of_100():
     usual = np.mean([
         difference(*_against_zero(np.random.default_rng(n), 0.0), resamples=999).detectable for n in range(100)
