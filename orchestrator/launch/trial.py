@@ -74,6 +74,16 @@ def job_of(plan: Plan, number: int, point: Mapping[str, Any]) -> Job:
     }
 
 
+def row_of(tags: Mapping[str, str]) -> dict[str, str]:
+    """What a trial was given, from the tags of its run, but for its seed.
+
+    >>> row_of({"orch.trial": "3", "orch.point.cell": "D3still", "orch.point.seed": "1"})
+    {'cell': 'D3still'}
+    """
+    point = {name.removeprefix("orch.point."): value for name, value in tags.items() if name.startswith("orch.point.")}
+    return {name: value for name, value in point.items() if name.rpartition(".")[2] != "seed"}
+
+
 def recipe_of(record: Any) -> Any:
     """The recipe of a stored record, whatever version has written it."""
     template = find.recipe(record.method, record.benchmark)

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from orchestrator import find, tracking
 from orchestrator.evaluation import uncertainty
 from orchestrator.evaluation.uncertainty import Difference
+from orchestrator.launch import trial
 from orchestrator.method import Metric, Queries
 from orchestrator.progress import label
 
@@ -53,11 +53,15 @@ def row_of(uri: str, run_id: str, alone: bool = False) -> Row:
         ValueError: there is no such run, or it has no scores of single queries.
     """
     run = tracking.found(uri, run_id)
-    point = _point(run)
+    point = trial.row_of(run.data.tags)
     runs = [run]
     if not alone and "orch.sweep" in run.data.tags:
         same = tracking.runs_of(uri, run.data.tags["orch.sweep"])
-        runs = [one for one in same if _point(one) == point and one.data.tags.get("orch.status") == "completed"] or runs
+        runs = [
+            one
+            for one in same
+            if trial.row_of(one.data.tags) == point and one.data.tags.get("orch.status") == "completed"
+        ] or runs
     ids = tuple(one.info.run_id for one in runs)
     tags = run.data.tags
     title = label(point) if point else tags.get("orch.method", run_id[:8])
@@ -117,13 +121,3 @@ def from_best(rows: Sequence[Row], metric: str) -> tuple[int, list[Difference | 
     for number, p in zip(others, holm([found[number] for number in others]), strict=True):
         found[number] = replace(found[number], p=p)
     return best, found
-
-
-def _point(run: Any) -> dict[str, str]:
-    """What a run was given, but for its seed."""
-    tags = run.data.tags
-    return {
-        name.removeprefix("orch.point."): value
-        for name, value in tags.items()
-        if name.startswith("orch.point.") and name.rpartition(".")[2] != "seed"
-    }
