@@ -10,8 +10,11 @@ from orchestrator import find, tracking
 from orchestrator.evaluation import uncertainty
 from orchestrator.evaluation.uncertainty import Difference
 from orchestrator.launch import trial
+from orchestrator.launch.plan import Plan, TrialRecord
 from orchestrator.method import Metric, Queries
 from orchestrator.progress import label
+from orchestrator.reporting import scores
+from orchestrator.reporting.content import Section, TableOf
 
 
 @dataclass(frozen=True)
@@ -121,3 +124,30 @@ def from_best(rows: Sequence[Row], metric: str) -> tuple[int, list[Difference | 
     for number, p in zip(others, holm([found[number] for number in others]), strict=True):
         found[number] = replace(found[number], p=p)
     return best, found
+
+
+def sections(plan: Plan, done: Sequence[TrialRecord]) -> list[Section]:
+    """Which rows of a table are told apart from its best one; nothing where a run has no scores of single queries."""
+    metric, rows = scores.maximised(plan), []
+    for cell in plan.search_space.cells:
+        ids = tuple(r.run_id for r in done if r.point["cell"] == cell)
+        if not all(tracking.has_queries(plan.tracking_uri, run_id) for run_id in ids):
+            return []
+        queries = tuple(tracking.read_queries(plan.tracking_uri, run_id) for run_id in ids)
+        rows += [Row(cell, plan.benchmark, "", ids, queries)] if ids else []
+    if len(rows) < 2 or any(metric.name not in one.scores for row in rows for one in row.queries):
+        return []
+    best, found = from_best(rows, metric.name)
+    shown = lambda value: scores.written(metric, value)  # noqa: E731
+    body = [
+        [row.title, shown(row.mean(metric.name)), *(
+            ["the best", "", "", "", ""] if one is None else
+            [shown(one.value), f"{shown(one.low)} … {shown(one.high)}", f"{one.p:.2g}",
+             "told apart" if one.told_apart else "not told apart", shown(one.detectable)]
+        )]
+        for row, one in zip(rows, found, strict=True)
+    ]  # fmt: skip
+    head = ["row", metric.title, f"minus {rows[best].title}", "95 %", "p, Holm", "", "could be seen"]
+    caption = "Seeds have one variance in all rows. The best row is the best of these numbers, so a little is luck."
+    table = TableOf(head, body, {1, 2, 3, 4, 6}, caption, best)
+    return [Section("Which rows are told apart from the best", " ".join(notes(rows)), [table])]

@@ -9,7 +9,7 @@ from orchestrator.launch import study
 from orchestrator.launch.plan import Plan, TrialRecord
 from orchestrator.launch.study import ranked
 from orchestrator.progress import label
-from orchestrator.reporting import content, curves, printed, provenance, rows, scores, trial_table
+from orchestrator.reporting import compared, content, curves, printed, provenance, rows, scores, trial_table
 
 
 def write_report(plan: Plan, to: str = "") -> tuple[Path, str]:
@@ -24,7 +24,10 @@ def write_report(plan: Plan, to: str = "") -> tuple[Path, str]:
     done = [r for r in records if r.status == "completed"]
     if not done:
         raise ValueError(f"the sweep {plan.sweep} has no completed trial yet; there is nothing to report")
-    own = [*rows.sections(plan, done), *printed.sections(plan, done)] if space.cells else curves.sections(plan, records)
+    if space.cells:
+        own = [*rows.sections(plan, done), *compared.sections(plan, done), *printed.sections(plan, done)]
+    else:
+        own = curves.sections(plan, records)
     report = content.Report(
         f"{plan.space} on {plan.benchmark}",
         space.question,

@@ -7,7 +7,7 @@ from command.typed import call, error, settings, storage_at
 from orchestrator import compare, find, sweep
 from orchestrator.launch import shelf, study
 from orchestrator.method import Queries
-from orchestrator.reporting import compared
+from orchestrator.reporting import compared, summary
 from search_spaces._space import SearchSpace
 
 TWO_ROWS = SearchSpace(method="d3still", question="Which?", cells={"near": {}, "far": {"alpha": 5.0}}, seeds=(0, 1))
@@ -45,6 +45,15 @@ def test_the_best_row_and_what_is_told_apart_from_it(table):
     rows = [compared.row_of(plan.tracking_uri, r.run_id) for r in records if r.point["seed"] == 0]
     best, found = compared.from_best(rows, "val/map")
     assert found[best] is None and all(one.value <= 0 for one in found if one is not None)
+
+
+def test_a_report_says_which_rows_are_told_apart(table):
+    plan, _ = table
+    html, _ = summary.write_report(plan)
+    text = html.with_suffix(".md").read_text()
+    part = text.partition("Which rows are told apart from the best")[2]
+    assert "the best" in part and "told apart" in part and "could be seen" in part
+    assert "resamples of" in part and "of such comparisons would find" in part
 
 
 def test_what_cannot_be_compared_is_one_line(table):
