@@ -127,9 +127,10 @@ def _print_plan(name: str, question: str, found: list[Asked], uri: str) -> None:
 
 def _print_state(state: State) -> None:
     console.print(f"{state.name}: {state.question}", markup=False)
-    for title, done, total in campaign_report.standing(state):
+    standing = campaign_report.standing(state)
+    for title, done, total in standing:
         console.print(f"  {title}: {done} of {total} trials are finished", markup=False)
-    spent = bool(state.trials) and sum(done for _, done, _ in campaign_report.standing(state)) >= state.trials
+    spent = bool(state.trials) and sum(done for _, done, _ in standing) >= state.trials
     left = f"the budget of {state.trials} trials is spent; --resume --trials with more goes on"
     console.print(left if spent else "--resume runs the rest", markup=False)
 

@@ -37,7 +37,7 @@ def main(
     where = Where(place, 0, 1, device)
     evaluation = method.score(student.to(device), scored, prepared, where)
     metrics = evaluation.metrics
-    if evaluation.queries is not None and not other and not tracking.has_queries(uri, run_id):
+    if evaluation.queries is not None and not other and tracking.stored_queries(uri, run_id) is None:
         tracking.log_queries(uri, run_id, evaluation.queries)  # a run of a version that did not store them
     console.print(f"{record.method} on {record.benchmark}: {prepared.told().get('protocol', '')}", markup=False)
     for path, value in other.items():

@@ -233,24 +233,24 @@ def log_queries(uri: str, run_id: str, queries: Queries) -> None:
         log_file(uri, run_id, Path(folder) / QUERIES)
 
 
-def has_queries(uri: str, run_id: str) -> bool:
-    return artifact(uri, run_id, QUERIES) is not None
+def stored_queries(uri: str, run_id: str) -> Queries | None:
+    """What :func:`log_queries` has stored; None where there is nothing."""
+    path = artifact(uri, run_id, QUERIES)
+    if path is None:
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return Queries(stored["identity"], {name: stored[name] for name in stored.files if name != "identity"})
 
 
 def read_queries(uri: str, run_id: str) -> Queries:
-    """What :func:`log_queries` has stored.
-
-    Raises:
-        ValueError: the run has none.
-    """
-    path = artifact(uri, run_id, QUERIES)
-    if path is None:
+    """The same; raises ValueError where the run has none."""
+    found = stored_queries(uri, run_id)
+    if found is None:
         raise ValueError(
             f"run {run_id} has no scores of single queries: it has not finished, its metrics are not means over "
             f"queries, or it is of a version that stored none: python -m orchestrator.evaluate {run_id} then does"
         )
-    with np.load(path, allow_pickle=False) as stored:
-        return Queries(stored["identity"], {name: stored[name] for name in stored.files if name != "identity"})
+    return found
 
 
 def student_file(uri: str, run_id: str) -> Path:

@@ -119,8 +119,7 @@ def from_best(rows: Sequence[Row], metric: str) -> tuple[int, list[Difference | 
     for number in others:
         counts = [len(rows[n].queries) for n in (number, best)]
         seeds = uncertainty.Seeds(variance * sum(1 / count for count in counts), freedom) if freedom else None
-        own = rows[number].scores(metric), rows[best].scores(metric), rows[best].queries[0].identity_Q
-        found[number] = uncertainty.difference(*own, seeds)
+        found[number] = difference(rows[number], rows[best], metric, seeds)
     for number, p in zip(others, holm([found[number] for number in others]), strict=True):
         found[number] = replace(found[number], p=p)
     return best, found
@@ -131,9 +130,9 @@ def sections(plan: Plan, done: Sequence[TrialRecord]) -> list[Section]:
     metric, rows = scores.maximised(plan), []
     for cell in plan.search_space.cells:
         ids = tuple(r.run_id for r in done if r.point["cell"] == cell)
-        if not all(tracking.has_queries(plan.tracking_uri, run_id) for run_id in ids):
+        queries = tuple(tracking.stored_queries(plan.tracking_uri, run_id) for run_id in ids)
+        if None in queries:
             return []
-        queries = tuple(tracking.read_queries(plan.tracking_uri, run_id) for run_id in ids)
         rows += [Row(cell, plan.benchmark, "", ids, queries)] if ids else []
     if len(rows) < 2 or any(metric.name not in one.scores for row in rows for one in row.queries):
         return []

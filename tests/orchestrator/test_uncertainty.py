@@ -23,7 +23,7 @@ def test_every_resample_equals_a_plain_loop():
     total, count = value_Q.sum(), len(value_Q)
     mean = total / count
     sums, counts = np.array([v.sum() for v in of.values()]), np.array([len(v) for v in of.values()], float)
-    ours = uncertainty._studentised(sums - 0, counts, mean, 50, np.random.default_rng(8))
+    ours = uncertainty._studentised(sums, counts, mean, 50, np.random.default_rng(8))
     drawn_RI = np.random.default_rng(8).integers(0, 7, (50, 7), dtype=np.int32)
     for drawn_I, t in zip(drawn_RI, ours, strict=True):
         s, n = [of[i].sum() for i in drawn_I], [len(of[i]) for i in drawn_I]
