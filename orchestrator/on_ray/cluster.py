@@ -16,27 +16,9 @@ from typing import Any
 from orchestrator import mirror, store
 from orchestrator.launch.runner import Capacity, resolved
 from orchestrator.needs import Place, Report
-from orchestrator.on_ray import faults
+from orchestrator.on_ray import environment, faults
 from orchestrator.patience import patiently
 
-_ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also the rate at which epochs are reported
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs without an evaluation have no metric
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_RESULT_BUFFER_LENGTH": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # the studies are the state: what Tune writes is read by nobody
-    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # the pool limits what runs; one at a time would fill a cluster slowly
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
-_PASSED_ON = ("RAY_TRAIN_", "MLFLOW_", "ORCHESTRATOR_", "OPTUNA_", "AWS_", "TORCHINDUCTOR_")
-# Ray shows and logs what is passed on, so secrets are not: nodes have them in their own environment.
-_SECRET = ("PASSWORD", "SECRET", "TOKEN", "KEY", "CREDENTIAL", "USERNAME")
 _CLOCK_SECONDS = 2.0
 _CALL_ATTEMPTS = 5  # of a preparation whose node or process dies
 CONTROL_BYTES = 0.6 * 2**30  # of the processes that watch over one trial
@@ -51,14 +33,14 @@ def cluster(dashboard: bool = True) -> Iterator[None]:
     Raises:
         OSError: Ray cannot write where it must, or nobody answers at the address; in one line that says what to set.
     """
-    for name, value in _ENVIRONMENT.items():
+    for name, value in environment.RAY.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    passed_on = passed_on_of(os.environ)
+    passed_on = environment.passed_on_of(os.environ)
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "ERROR",
@@ -74,20 +56,6 @@ def cluster(dashboard: bool = True) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def passed_on_of(environment: Mapping[str, str]) -> dict[str, str]:
-    """What of the driver's environment every node gets."""
-    return {name: value for name, value in environment.items() if name.startswith(_PASSED_ON) and not is_secret(name)}
-
-
-def is_secret(name: str) -> bool:
-    """Whether an environment variable holds a secret, by its name.
-
-    >>> is_secret("AWS_SECRET_ACCESS_KEY"), is_secret("AWS_ENDPOINT_URL")
-    (True, False)
-    """
-    return any(word in name for word in _SECRET)
 
 
 def admit(place: Place, tracking_uri: str) -> None:

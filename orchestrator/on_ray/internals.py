@@ -11,7 +11,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from orchestrator.on_ray.cluster import is_secret
+from orchestrator.on_ray.environment import is_secret
 from orchestrator.on_ray.trial import free_address, meet_at
 
 __all__ = [

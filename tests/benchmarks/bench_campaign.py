@@ -131,9 +131,9 @@ def main() -> None:
 def simulated(storage: Path, trials: int, nodes: int, gpus: int, seconds: tuple[float, float]) -> None:
     from orchestrator import mlflow_store
     from orchestrator.launch.pool import Limit, Pool
-    from orchestrator.on_ray import cluster, sweep
+    from orchestrator.on_ray import environment, sweep
 
-    for name, value in cluster._ENVIRONMENT.items():
+    for name, value in environment.RAY.items():
         os.environ.setdefault(name, value)
     import ray
     from ray.cluster_utils import Cluster

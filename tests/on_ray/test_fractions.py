@@ -17,11 +17,11 @@ from orchestrator import find, progress, tracking
 from orchestrator.command import console
 from orchestrator.launch import pool as pools, shelf, study
 from orchestrator.needs import Place
-from orchestrator.on_ray import cluster, sweep
+from orchestrator.on_ray import environment, sweep
 from search_spaces._space import SearchSpace
 
 storage = sys.argv[1]
-os.environ.update(cluster._ENVIRONMENT)
+os.environ.update(environment.RAY)
 import ray
 ray.init(address="local", num_cpus=8, num_gpus=1, include_dashboard=False, object_store_memory=100 * 2**20,
          log_to_driver=False, logging_level="ERROR")
