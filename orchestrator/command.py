@@ -18,7 +18,7 @@ import losses
 import models
 import orchestrator
 import search_spaces
-from orchestrator import find, tracking
+from orchestrator import find, patience, tracking
 from orchestrator.launch import preparing, study
 from orchestrator.launch.plan import Plan
 from orchestrator.launch.runner import InProcess, Runner
@@ -71,6 +71,7 @@ def app(command: Callable[..., None]) -> Callable[[], None]:
         find.listed.cache_clear()
         try:
             _one_tree()
+            patience.seconds()  # nonsense in it would be met hours later, when something is away
             command(*args, **kwargs)
         except (ValueError, OSError) as error:
             Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)

@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import sys
+import tempfile
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ def check(uri: str) -> None:
         )
     if uri.startswith("http"):
         _check_server(uri)
+    if uri.startswith("sqlite:///"):
+        _check_folder(Path(uri.removeprefix("sqlite:///")).parent)
     try:
         mlflow().MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:  # whatever a store raises, the address matters
@@ -97,6 +100,18 @@ def _check_server(uri: str) -> None:
     except OSError as error:
         raise ValueError(
             f"MLFLOW_TRACKING_URI={uri} does not answer: {error}; start the server, or unset it"
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        name = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "ORCHESTRATOR_STORAGE"
+        raise ValueError(
+            f"nothing can be written into {folder}: {error.strerror}; set {name} to another folder"
         ) from error
 
 

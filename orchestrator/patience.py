@@ -26,13 +26,16 @@ def seconds() -> float:
     """How long a caller waits.
 
     Raises:
-        ValueError: ``ORCHESTRATOR_PATIENCE_S`` is no number.
+        ValueError: ``ORCHESTRATOR_PATIENCE_S`` is no number from 0 on.
     """
     text = os.environ.get("ORCHESTRATOR_PATIENCE_S", "600")
     try:
-        return float(text)
+        found = float(text)
     except ValueError:
-        raise ValueError(f"ORCHESTRATOR_PATIENCE_S={text} is no number of seconds, such as 600") from None
+        found = -1.0
+    if not found >= 0:  # nan, too
+        raise ValueError(f"ORCHESTRATOR_PATIENCE_S={text} is no number of seconds, such as 600")
+    return found
 
 
 def disk_is_away(error: BaseException) -> bool:

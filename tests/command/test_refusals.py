@@ -215,6 +215,21 @@ def test_a_tracking_address_that_cannot_be_used_is_refused_at_once(tmp_path, dat
             assert nothing_written(tmp_path / "runs")
 
 
+def test_a_storage_that_cannot_be_written_is_named_by_its_own_variable(tmp_path, data):
+    (tmp_path / "file").write_text("no folder")
+    with storage_at(tmp_path / "file" / "runs"):
+        line = error(train.main, "supervised", *data, *settings("supervised"))
+    assert f"nothing can be written into {tmp_path / 'file' / 'runs'}" in line and "set ORCHESTRATOR_STORAGE" in line
+    with storage_at(tmp_path / "runs", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/file/mlflow.db"):
+        assert "set MLFLOW_TRACKING_URI" in error(train.main, "supervised", *data, *settings("supervised"))
+
+
+@pytest.mark.parametrize("seconds", ["soon", "-1", "nan"])
+def test_a_patience_that_is_no_number_is_refused_before_anything_is_away(seconds, monkeypatch, data):
+    monkeypatch.setenv("ORCHESTRATOR_PATIENCE_S", seconds)
+    assert f"ORCHESTRATOR_PATIENCE_S={seconds}" in error(sweep.main, "d3still_alpha", *data, "--dry-run")
+
+
 @pytest.mark.parametrize("storage", ["my runs", "R&D", "it's", "a;b", "$HOME", "(1)"])
 def test_the_printed_command_can_be_typed_as_it_is(storage):
     uri = tracking.tracking_uri(f"/data/{storage}")
