@@ -9,14 +9,16 @@ Queries without a relevant image left are skipped and counted. Means are over th
 (Oxford buildings, the first tool of Market-1501) is there on request: the mean with the precision just before the hit,
 (j - 1) / (r_j - 1), and 1 before rank 1. Not comparable: MAP@R, R@K with a cut gallery.
 
-No row is ever sorted: only the ranks of relevant images matter, and the rank of one is j plus the number of
-irrelevant images above it, which a histogram over the intervals between relevant similarities counts.
+Only the ranks of relevant images matter. So only similarities from a query's worst relevant image on are sorted, as
+numbers without their indices, and looked up; of a trained network they are few. Where an irrelevant image is exactly
+as near as a relevant one, the gallery index decides, and the whole row is sorted with it.
 """
 
-# Shape legend: Q = queries, G = gallery, D = embedding width, B = queries of one block,
+# Shape legend: Q = queries, G = gallery, D = embedding width, B = queries of one block, R = its pairs of one identity,
 # P = most relevant images of any query of the block, N = training images, K = neighbours.
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -27,7 +29,6 @@ from torch import Tensor
 MAX_RANK = 50
 PrecisionRule = Literal["precision", "trapezoid"]
 _BLOCK_BYTES = 256 * 2**20  # of float32 similarities alive at once
-_HISTOGRAM_ENTRIES = 2**22  # similarities whose 64-bit interval numbers are alive at once
 
 
 @dataclass(frozen=True)
@@ -113,25 +114,28 @@ def evaluate(
 
     queries, gallery = len(query_QD), len(gallery_GD)
     rows = max(1, min(queries, block_bytes // (4 * gallery)))
+    order_G = gallery_identity_G.argsort(stable=True)
+    sorted_G = gallery_identity_G[order_G]
+    both = torch.promote_types(query_identity_Q.dtype, sorted_G.dtype)
+    query_identity_Q, sorted_G = query_identity_Q.to(both), sorted_G.to(both)
+    first_Q, last_Q = (torch.searchsorted(sorted_G, query_identity_Q, right=right) for right in (False, True))
     average_precision_Q = np.full(queries, np.nan)
     inverse_penalty_Q = np.full(queries, np.nan)
     first_rank_Q = np.full(queries, np.nan)
     for start in range(0, queries, rows):
         block = slice(start, min(start + rows, queries))
         similarity_BG = query_QD[block] @ gallery_GD.T
-        relevant_BG = query_identity_Q[block, None] == gallery_identity_G[None, :]
-        removed_BG = None
+        row_R, place_R = _spans(first_Q[block], last_Q[block])  # all pairs of one identity
+        column_R = order_G[place_R]
+        removed_R = torch.zeros(len(row_R), dtype=torch.bool, device=device)
         if query_camera_Q is not None:
-            removed_BG = relevant_BG & (query_camera_Q[block, None] == gallery_camera_G[None, :])
+            removed_R |= query_camera_Q[block][row_R] == gallery_camera_G[column_R]
         if leave_one_out:
+            removed_R |= column_R == row_R + start
             own = torch.arange(block.start, block.stop, device=device)
-            removed_BG = torch.zeros_like(relevant_BG) if removed_BG is None else removed_BG
-            removed_BG[torch.arange(len(own), device=device), own] = True
-        if removed_BG is not None:
-            relevant_BG &= ~removed_BG
-            similarity_BG.masked_fill_(removed_BG, -torch.inf)
-            del removed_BG
-        rank_BP, counts_B = _relevant_ranks(similarity_BG, relevant_BG)
+            similarity_BG[own - start, own] = -torch.inf
+        similarity_BG[row_R[removed_R], column_R[removed_R]] = -torch.inf
+        rank_BP, counts_B = _relevant_ranks(similarity_BG, row_R[~removed_R], column_R[~removed_R])
         rank_BP, counts_B = rank_BP.cpu().double().numpy(), counts_B.cpu().numpy()
         found = counts_B > 0
         if not found.any():
@@ -217,47 +221,71 @@ def neighbours(
         yield index_BK.int().cpu().numpy(), cosine_BK.cpu().numpy()
 
 
-def _relevant_ranks(similarity_BG: Tensor, relevant_BG: Tensor) -> tuple[Tensor, Tensor]:
+def _spans(first_B: Tensor, last_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Row number and value of every number from first to last (exclusive) of each row, row by row: (R,), (R,)."""
+    counts_B = last_B - first_B
+    row_R = torch.repeat_interleave(counts_B)
+    within_R = torch.arange(len(row_R), device=row_R.device) - (counts_B.cumsum(0) - counts_B)[row_R]
+    return row_R, first_B[row_R] + within_R
+
+
+def _relevant_ranks(similarity_BG: Tensor, row_R: Tensor, column_R: Tensor) -> tuple[Tensor, Tensor]:
     """1-based ranks of each row's relevant entries, rising and padded at the end: (B, P), and their counts (B,).
 
-    Removed entries must be -inf in ``similarity_BG`` already.
+    Relevant entries are given row by row. Removed ones must be -inf in ``similarity_BG`` already.
     """
-    rows, gallery = similarity_BG.shape
-    device = similarity_BG.device
-    counts_B = relevant_BG.sum(dim=1)
+    rows, device = len(similarity_BG), similarity_BG.device
+    counts_B = torch.bincount(row_R, minlength=rows)
     most = int(counts_B.max())
     if most == 0:
         return torch.ones(rows, 1, device=device, dtype=torch.int64), counts_B
-    row_N, column_N = relevant_BG.nonzero(as_tuple=True)
-    slot_N = torch.arange(len(row_N), device=device) - (counts_B.cumsum(0) - counts_B)[row_N]
-    # Relevant similarities, rising, padded with at least one +inf: the bounds of the intervals.
-    bound_BP = torch.full((rows, most + 1), torch.inf, device=device)
-    bound_BP[row_N, slot_N] = similarity_BG[row_N, column_N]
-    bound_BP = bound_BP.sort(dim=1).values
-    above_BP = torch.empty(rows, most, dtype=torch.int64, device=device)
-    tied_B = torch.zeros(rows, dtype=torch.bool, device=device)
-    step = max(1, _HISTOGRAM_ENTRIES // gallery)
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        # How many relevant images an entry beats: the interval it falls into.
-        beaten_RG = torch.searchsorted(bound_BP[part], similarity_BG[part])
-        # An irrelevant image exactly as near as a relevant one: only the gallery index decides, see below.
-        equal_RG = bound_BP[part].gather(1, beaten_RG) == similarity_BG[part]
-        tied_B[part] = (equal_RG & ~relevant_BG[part]).any(dim=1)
-        beaten_RG.masked_fill_(relevant_BG[part], 0)
-        beaten_RG += torch.arange(len(beaten_RG), device=device)[:, None] * (most + 1)
-        histogram_RP = torch.bincount(beaten_RG.flatten(), minlength=len(beaten_RG) * (most + 1)).view(-1, most + 1)
-        above_BP[part] = histogram_RP.flip(1).cumsum(1).flip(1)[:, 1:]
-    order_BP = (counts_B[:, None] - 1 - torch.arange(most, device=device)[None, :]).clamp_min(0)  # best first
-    rank_BP = above_BP.gather(1, order_BP) + torch.arange(1, most + 1, device=device)[None, :]
-    for row in tied_B.nonzero().flatten().tolist():
-        rank_BP[row, : counts_B[row]] = _ranks_by_sorting(similarity_BG[row], relevant_BG[row])
+    place_P = torch.arange(most, device=device)
+    slot_R = torch.arange(len(row_R), device=device) - (counts_B.cumsum(0) - counts_B)[row_R]
+    relevant_BP = torch.full((rows, most), torch.inf, device=device)  # rising, padded at the end
+    relevant_BP[row_R, slot_R] = similarity_BG[row_R, column_R]
+    relevant_BP = relevant_BP.sort(dim=1).values
+    count = _count_on_host if device.type == "cpu" else _count
+    from_BP, above_BP = count(similarity_BG, relevant_BP, counts_B)
+    # The same among relevant entries alone: equal ones have the ranks of their group, in turn.
+    before_BP, upto_BP = (torch.searchsorted(relevant_BP, relevant_BP, right=right) for right in (False, True))
+    rank_BP = from_BP - (place_P - before_BP)
+    best_first_BP = (counts_B[:, None] - 1 - place_P).clamp_min(0)
+    rank_BP = rank_BP.gather(1, best_first_BP).clamp_min(1)  # of padding, too
+    tied_BP = (from_BP - above_BP != upto_BP - before_BP) & (place_P < counts_B[:, None])
+    for row in tied_BP.any(dim=1).nonzero().flatten().tolist():
+        order_G = similarity_BG[row].argsort(descending=True, stable=True)
+        relevant_G = torch.isin(order_G, column_R[row_R == row])
+        rank_BP[row, : counts_B[row]] = relevant_G.nonzero().flatten() + 1
     return rank_BP, counts_B
 
 
-def _ranks_by_sorting(similarity_G: Tensor, relevant_G: Tensor) -> Tensor:
-    order_G = similarity_G.argsort(descending=True, stable=True)
-    return relevant_G[order_G].nonzero().flatten() + 1
+def _count(similarity_BG: Tensor, relevant_BP: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor]:
+    """How many entries of its row are at least as near as each relevant one, and how many are nearer: (B, P) each."""
+    sorted_BG = similarity_BG.sort(dim=1).values
+    below_BP, upto_BP = (torch.searchsorted(sorted_BG, relevant_BP, right=right) for right in (False, True))
+    return sorted_BG.shape[1] - below_BP, sorted_BG.shape[1] - upto_BP
+
+
+def _count_on_host(similarity_BG: Tensor, relevant_BP: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`_count`, row by row: NumPy sorts many times faster than torch does there, and leaves the rest out."""
+    similarity_BG, relevant_BP, counts_B = (values.numpy() for values in (similarity_BG, relevant_BP, counts_B))
+    from_BP, above_BP = np.zeros((2, *relevant_BP.shape), np.int64)
+
+    def count(rows: range) -> None:
+        for row in rows:
+            relevant_P = relevant_BP[row, : counts_B[row]]
+            if not len(relevant_P):
+                continue
+            near = similarity_BG[row][similarity_BG[row] >= relevant_P[0]]
+            near.sort()
+            from_BP[row, : len(relevant_P)] = len(near) - near.searchsorted(relevant_P)
+            above_BP[row, : len(relevant_P)] = len(near) - near.searchsorted(relevant_P, "right")
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        parts = np.linspace(0, len(similarity_BG), 4 * threads + 1).astype(int)
+        list(pool.map(count, map(range, parts[:-1], parts[1:])))
+    return torch.from_numpy(from_BP), torch.from_numpy(above_BP)
 
 
 def _unit(embedding: Tensor | np.ndarray, side: str) -> Tensor:

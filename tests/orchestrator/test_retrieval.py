@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.evaluation import retrieval
 from orchestrator.evaluation.retrieval import evaluate, nearest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -95,6 +96,27 @@ def test_blocks_do_not_change_the_result(block_bytes):
     whole = evaluate(query, gallery, qid, gid)
     parts = evaluate(query, gallery, qid, gid, block_bytes=block_bytes)
     assert parts.map == pytest.approx(whole.map, abs=1e-12) and parts.valid_queries == whole.valid_queries
+
+
+@pytest.mark.parametrize("lattice", [False, True], ids=["random", "ties"])
+def test_a_device_counts_what_the_host_counts(lattice):
+    """Rows without any relevant entry and rows of removed ones are among them."""
+    query, gallery, qid, gid, _ = random_case(2, lattice=lattice)
+    similarity = torch.from_numpy(query @ gallery.T)
+    similarity[3:5, 10:30] = -torch.inf
+    relevant = torch.from_numpy((qid[:, None] == gid[None, :]) & (np.arange(23) != 7)[:, None])
+    relevant &= similarity > -torch.inf
+    padded = torch.where(relevant, similarity, torch.inf).sort(dim=1).values
+    counts = relevant.sum(dim=1)
+    of_device, of_host = (
+        retrieval._count(similarity, padded, counts),
+        retrieval._count_on_host(similarity, padded, counts),
+    )
+    real = torch.arange(61) < counts[:, None]
+    for ours, other in zip(of_host, of_device, strict=True):
+        assert torch.equal(ours[real], other[real])
+    at_least = (similarity[:, None, :] >= padded[:, :, None]).sum(dim=2)
+    assert torch.equal(of_host[0][real], at_least[real])
 
 
 @pytest.mark.parametrize("name", ["eval_cross_small"])
