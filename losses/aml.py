@@ -11,7 +11,7 @@ All terms normalise the embeddings and *sum* over tuples, as the authors' code d
 import torch
 from torch import Tensor
 
-from losses.similarity import check_pair, full_precision, unit_pair, unit_rows
+from losses.similarity import check_pair, full_precision, largest_columns, unit_pair, unit_rows
 
 _EPS = 1e-6  # added to every difference, as torch's pairwise distance does in the authors' code
 
@@ -124,7 +124,7 @@ def mine(anchor_BD: Tensor, pool_BD: Tensor, label_B: Tensor, negatives: int = 5
         anchor_BD, pool_BD = unit_pair(anchor_BD, pool_BD)
         similarity_BB = anchor_BD @ pool_BD.T
     far_BB = similarity_BB.masked_fill(same_BB, -torch.inf)
-    negative_BN = far_BB.argsort(dim=1, descending=True, stable=True)[:, :negatives]
+    negative_BN = largest_columns(far_BB, negatives)
     row_B = torch.arange(size, device=label_B.device)
     steps_BB = ((row_B[None, :] - row_B[:, None]) % size).masked_fill(~same_BB, size).fill_diagonal_(size)
     steps_B, positive_B = steps_BB.min(dim=1)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from losses.similarity import check_pair, full_precision, unit_pair
+from losses.similarity import check_pair, full_precision, largest_columns, unit_pair
 
 # Rows × columns² that may be alive at once in the all-pairs terms: 2^26 float32 numbers are 256 MiB a tensor.
 _PAIRS_AT_ONCE = 2**26
@@ -111,7 +111,7 @@ def relation_terms(
         query_BB, gallery_BB = _similarities(student_BD, teacher_BD)
         if top_k is None:
             return _all_pairs(query_BB, gallery_BB, margin, ("inconsistent", "consistent"), skip_self=True, ties=ties)
-        neighbours_BK = _other_neighbours(gallery_BB)[:, : top_k - 1]
+        neighbours_BK = _other_neighbours(gallery_BB, top_k - 1)
         query_BK, gallery_BK = query_BB.gather(1, neighbours_BK), gallery_BB.gather(1, neighbours_BK)
         groups = _row_norms(query_BK, gallery_BK, None, margin, ("inconsistent", "consistent"), ties)
         inconsistent_B, consistent_B = groups.unbind()
@@ -174,12 +174,12 @@ def _similarities(student_BD: Tensor, teacher_BD: Tensor) -> tuple[Tensor, Tenso
     return student_BD @ teacher_BD.T, teacher_BD @ teacher_BD.T
 
 
-def _other_neighbours(gallery_BB: Tensor) -> Tensor:
-    """Column indices by falling teacher similarity, the image itself left out, ties by index: (B, B-1)."""
+def _other_neighbours(gallery_BB: Tensor, count: int) -> Tensor:
+    """Columns of the teacher's nearest other images, nearest first, ties by index: (B, count)."""
     # The image itself is taken out by its index, not as "the first column": with duplicated images or by
     # rounding the first column can be another image.
     others_BB = gallery_BB.clone().fill_diagonal_(torch.inf)
-    return others_BB.argsort(dim=1, descending=True, stable=True)[:, 1:]
+    return largest_columns(others_BB, count + 1)[:, 1:]
 
 
 def _row_norms(

@@ -1,6 +1,6 @@
 """Cosine similarities as every relational loss here needs them."""
 
-# Shape legend: B = batch, D = embedding width, K = kept neighbours.
+# Shape legend: B = batch, D = embedding width, K = kept neighbours, N = columns, R = rows of one part.
 
 from collections.abc import Callable
 
@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+_SORTED_AT_ONCE = 2**22  # numbers whose 64-bit places are alive at once
 
 
 def unit_rows(embedding_BD: Tensor) -> Tensor:
@@ -100,8 +102,21 @@ def nearest_similarities(student_BD: Tensor, teacher_BD: Tensor, top_k: int) -> 
     with full_precision(student_BD):
         student_BD, teacher_BD = unit_pair(student_BD, teacher_BD)
         query_BB, gallery_BB = student_BD @ teacher_BD.T, teacher_BD @ teacher_BD.T
-    nearest_BK = gallery_BB.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+    nearest_BK = largest_columns(gallery_BB, top_k)
     return query_BB.gather(1, nearest_BK), gallery_BB.gather(1, nearest_BK)
+
+
+def largest_columns(value_BN: Tensor, count: int) -> Tensor:
+    """Columns of every row's largest values, falling, equal ones by index: (B, K).
+
+    Rows are sorted a few at a time: whole, their indices would take twice the memory of the values.
+
+    >>> largest_columns(torch.tensor([[1.0, 3.0, 1.0, 2.0]]), 3).tolist()
+    [[1, 3, 0]]
+    """
+    rows = max(1, _SORTED_AT_ONCE // value_BN.shape[1])
+    parts = (part_RN.argsort(dim=1, descending=True, stable=True)[:, :count] for part_RN in value_BN.split(rows))
+    return torch.cat(list(parts))
 
 
 def in_chunks(rows_at_once: int, function: Callable[..., Tensor], *by_row: Tensor) -> Tensor:

@@ -17,10 +17,11 @@ RAY = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_RESULT_BUFFER_LENGTH": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # the studies are the state: what Tune writes is read by nobody
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",  # in which a trial that was stopped early lets its process go
     "TUNE_MAX_PENDING_TRIALS_PG": "16",  # the pool limits what runs; one at a time would fill a cluster slowly
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-_PASSED_ON = ("RAY_TRAIN_", "MLFLOW_", "ORCHESTRATOR_", "OPTUNA_", "AWS_", "TORCHINDUCTOR_")
+_PASSED_ON = ("RAY_TRAIN_", "TUNE_FUNCTION_", "MLFLOW_", "ORCHESTRATOR_", "OPTUNA_", "AWS_", "TORCHINDUCTOR_")
 # Ray shows and logs what is passed on, so secrets are not: nodes have them in their own environment.
 _SECRET = ("PASSWORD", "SECRET", "TOKEN", "KEY", "CREDENTIAL", "USERNAME")
 

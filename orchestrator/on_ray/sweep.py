@@ -36,7 +36,7 @@ def drive(pool: Pool, function: Callable[[dict[str, Any]], None] = trials.run, r
                 search_alg=search,
                 scheduler=EarlyStopping(search),
                 num_samples=-1,  # the pool says when it is over
-                reuse_actors=False,
+                reuse_actors=True,  # a process that is there has imported Ray already: 2 s of the head's CPU
                 trial_dirname_creator=lambda trial: f"{trial.config['name']}-{trial.trial_id}",
             ),
             run_config=ray.tune.RunConfig(
