@@ -7,7 +7,8 @@
 An identity is a folder name; query and gallery identities are matched by it. Cameras are optional: name every
 query and gallery file ``…_c<number>…`` (``0042_c3_17.jpg`` is camera 3) and images of the query's identity and
 camera are removed from its gallery, as in re-identification. Without a ``query`` folder the gallery is searched
-leave-one-out: each image against all others.
+leave-one-out: each image against all others. ``evaluate_on="validation"`` holds the last tenth of the training
+identities out instead, to choose settings on.
 
 Images are told by their extension, in capital or small letters (``IMAGE_SUFFIXES`` in
 ``orchestrator.datasets.images``). Links to files and to folders are followed. Hidden files and what
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.datasets.images import Folder, ImageSet, RetrievalData, check_findable, lost_queries
+from orchestrator.datasets.layout import check_part, held_out
 from orchestrator.datasets.listing import files_below, is_image, left_out
 
 _PARTS = ("train", "query", "gallery")
@@ -39,8 +41,7 @@ def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
         FileNotFoundError: where it looked and how the folder must look, or a link that leads nowhere.
         ValueError: mixed cameras, or data in which no query can find anything.
     """
-    if evaluate_on != "test":
-        raise ValueError(f"folder data has no {evaluate_on} part; point --data-root at another folder instead")
+    check_part("folder", evaluate_on)
     if not data_root:
         raise FileNotFoundError(f"folder: --data-root DIR is needed, with {_LAYOUT}")
     root = Path(data_root)
@@ -59,6 +60,10 @@ def load(data_root: str, evaluate_on: str = "test") -> RetrievalData:
     cameras = {part: images.camera is not None for part, images in evaluated.items()}
     if len(set(cameras.values())) > 1:
         raise ValueError(f"folder: cameras (_c<number> in file names) in only one of query and gallery: {cameras}")
+    if evaluate_on == "validation":
+        held = held_out(train)
+        check_findable(held)
+        return replace(held, notice=_notice(held, rest))
     data = RetrievalData(
         train=train,
         query=query,

@@ -37,6 +37,7 @@ def storage() -> str:
 def new_plan(
     name: str, space: SearchSpace, title: str, benchmark: str, recipes: Mapping[str, Any], place: Place, uri: str,
     trials: int, concurrent: int, workers: int, gpus: float, campaign: str = "",
+    confirm: Mapping[str, Any] | None = None, confirms: str = "",
 ) -> Plan:  # fmt: skip
     """A new sweep with its own folder, stored before anything is prepared."""
     mirror.mark(place)
@@ -57,6 +58,8 @@ def new_plan(
         created=time.time(),
         study=study_address(place),
         campaign=campaign,
+        confirm=dict(confirm or {}),
+        confirms=confirms,
     )
     save(plan)
     return plan

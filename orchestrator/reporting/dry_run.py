@@ -70,6 +70,13 @@ def _range(bounds: Any) -> str:
 Wanted = tuple[str, SearchSpace, str, int, Mapping[str, Any], Place]
 
 
+def confirmed(asked: Mapping[str, Any]) -> str:
+    """What follows a search on validation."""
+    points, seeds = asked["points"], ", ".join(map(str, asked["seeds"]))
+    best = f"the best {points} are" if points > 1 else "the best one is"
+    return f"{best} trained again on the whole training set, seeds {seeds}, and scored once on test"
+
+
 def united(wanted: list[Wanted], uri: str) -> list[str]:
     """What is ready for several sweeps together, and what will be made, each thing once."""
     both: list[dict[str, None]] = [{}, {}]

@@ -38,6 +38,19 @@ def occurring(plan: Plan, records: Iterable[TrialRecord]) -> list[Metric]:
     return [metric for metric in metrics(plan) if metric.name in found]
 
 
+def choice(plan: Plan) -> str:
+    """What a reader must know of how the best was chosen; empty where a table has no choice in it."""
+    if plan.confirms:
+        return (
+            f"chosen by {plan.confirms} on held-out identities, trained on the whole training set, scored once on test"
+        )
+    if any(plan.base_recipe(method).data.part == "validation" for method in plan.recipes):
+        return "scored on held-out training identities (validation)"
+    if plan.search_space.tune:
+        return "selected on test, as papers of this field do: the best score flatters itself"
+    return ""
+
+
 def side(metric: Metric) -> str:
     """What was scored: the first part of a metric's name."""
     return metric.name.partition("/")[0]

@@ -9,7 +9,7 @@ from orchestrator.launch import study
 from orchestrator.launch.plan import Plan, TrialRecord
 from orchestrator.launch.study import ranked
 from orchestrator.progress import label
-from orchestrator.reporting import compared, content, curves, printed, provenance, rows, scores, trial_table
+from orchestrator.reporting import compared, confirmed, content, curves, printed, provenance, rows, scores, trial_table
 
 
 def write_report(plan: Plan, to: str = "") -> tuple[Path, str]:
@@ -28,6 +28,8 @@ def write_report(plan: Plan, to: str = "") -> tuple[Path, str]:
         own = [*rows.sections(plan, done), *compared.sections(plan, done), *printed.sections(plan, done)]
     else:
         own = curves.sections(plan, records)
+    if plan.confirm:
+        own = [confirmed.section(plan, records), *own]
     report = content.Report(
         f"{plan.space} on {plan.benchmark}",
         space.question,
@@ -68,6 +70,7 @@ def summarise(plan: Plan, records: list[TrialRecord]) -> str:
         if reference.kind == "teacher":
             values |= {f"teacher/{k.removeprefix(side)}": v for k, v in reference.metrics.items()}
     ended = {"orch.best_trial": str(best.number), "orch.best_run": best.run_id, "orch.trials": str(len(records))}
+    ended |= {"orch.choice": scores.choice(plan)} if scores.choice(plan) else {}
     tracking.log_values(uri, run_id, values, ended)
     tracking.log_json(uri, run_id, [dataclasses.asdict(r) for r in ranked(records)], "trials.json")
     tracking.finish(uri, run_id, "completed")
@@ -91,9 +94,10 @@ def _paragraph(plan: Plan, records: list[TrialRecord]) -> str:
         for r in provenance.references(plan)
         if r.kind == "teacher" and main.name in r.metrics
     )
+    chosen = f" ({scores.choice(plan)})" if scores.choice(plan) else ""
     unit = "percent, " if all(m.percent for m in scores.occurring(plan, records)) else ""
     return (
         f"{len(records)} of {plan.trials} trials ({text}). Best: {named}, {metric.title} "
-        f"{scores.written(metric, value)}.{teachers} All our numbers are {unit}measured on {plan.benchmark} under "
-        f"“{provenance.facts(plan).get('protocol', '')}”."
+        f"{scores.written(metric, value)}{chosen}.{teachers} All our numbers are {unit}measured on "
+        f"{plan.benchmark} under “{provenance.facts(plan).get('protocol', '')}”."
     )

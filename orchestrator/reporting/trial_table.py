@@ -18,7 +18,7 @@ def trial_table(plan: Plan, records: list[TrialRecord]) -> Table:
     main = scores.maximised(plan)
     second = [metric.name for metric in scores.occurring(plan, records) if metric != main][:1]
     fields = sorted({name for r in records for name in r.point}, key=str)
-    table = Table(title=None, header_style="bold")
+    table = Table(title=None, header_style="bold", caption=scores.choice(plan) or None)
     for heading in ("trial", *fields, "status", "epochs", main.name, *second, "minutes", "MLflow run"):
         table.add_column(heading, justify="left" if heading in (*fields, "status", "MLflow run") else "right")
     for r in ranked(records):
@@ -45,6 +45,7 @@ def section(plan: Plan, records: list[TrialRecord]) -> Section:
         ["trial", *map(symbol, fields), "status", "epochs", *(m.title for m in shown), "minutes", "MLflow run"],
         rows=[],
         numeric={0, *numbers, *range(len(fields) + 2, len(fields) + 4 + len(shown))},
+        caption=scores.choice(plan),
         best=0,
     )
     for r in ranked(records):

@@ -34,7 +34,8 @@ def test_the_flags_are_few_and_frozen():
     """Hyper-parameters never become flags: change this list only on purpose."""
     flags = {p.opts[0] for p in typer.main.get_command(sweep.main).params if p.opts[0].startswith("--")}
     assert flags == {"--on", "--data-root", "--trials", "--concurrent", "--workers", "--gpus-per-worker", "--epochs",
-                     "--set", "--resume", "--in-process", "--dry-run", "--list"}  # fmt: skip
+                     "--set", "--select-on", "--confirm", "--seeds", "--resume", "--in-process", "--dry-run",
+                     "--list"}  # fmt: skip
 
 
 def test_a_dry_run_shows_the_plan_by_groups_and_writes_nothing(empty, data):
