@@ -4,7 +4,8 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,44 @@ def save(path: str | Path, state: Mapping[str, Any]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+class Behind:
+    """Work behind the training, one piece at a time and in order: what writes a state must not hold up the next epoch.
+
+    A second piece waits for the first, so that one state waits in memory at most. What went wrong in one is raised by
+    the next, or at the end of the block.
+
+    >>> done = []
+    >>> with Behind() as behind:
+    ...     behind(lambda: done.append(1))
+    ...     behind(lambda: done.append(2))
+    >>> done
+    [1, 2]
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __call__(self, work: Callable[[], None]) -> None:
+        self._finish()
+        self._last = self._pool.submit(work)
+
+    def __enter__(self) -> "Behind":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        try:
+            if kind is None:  # else that error is what matters
+                self._finish()
+        finally:
+            self._pool.shutdown()
+
+    def _finish(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
 
 
 def load(path: str | Path) -> dict[str, Any]:

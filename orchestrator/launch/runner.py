@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,7 +120,7 @@ class InProcess:
         def report(epoch: int, metrics: dict[str, float], state: Any) -> None:
             if state is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                checkpoint.save(stored, state())
+                behind(partial(checkpoint.save, stored, state()))
             last.update({"epoch": epoch, **metrics})
             if pool.epoch(member, number, {"epoch": epoch, **metrics}):
                 raise trial.Stopped
@@ -127,7 +128,8 @@ class InProcess:
         resume = checkpoint.load(stored) if stored.exists() else None
         device = "cpu" if not member.plan.gpus_per_worker else _device()
         try:
-            final = trial.work(job, device, 0, 1, resume, report)
+            with checkpoint.Behind() as behind:
+                final = trial.work(job, device, 0, 1, resume, report)
         except trial.Stopped:
             pool.stopped(member, number, last)
         except Exception as error:  # whatever ends a trial must not end the sweep; the reason goes to its record

@@ -6,6 +6,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,18 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
         if waited := patience.heard():
             told["happened"] = waited
         if state is None or rank != 0:
-            ray.train.report(told)
-            return
+            behind(partial(ray.train.report, told))
+        else:
+            behind(partial(stored_and_told, told, state()))
+
+    def stored_and_told(told: dict[str, Any], state: dict[str, Any]) -> None:
         mirror.check(place)  # else the checkpoint would go to an empty folder where the storage is not mounted
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(Path(folder) / "state.pt", state())
+            checkpoint.save(Path(folder) / "state.pt", state)
             ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    with _process_group(rank, world, device):
+    # Ray's report waits for the other ranks and for the disk: behind the training, in the same order on every rank.
+    with _process_group(rank, world, device), checkpoint.Behind() as behind:
         return trial.work(job, device, rank, world, resume, report)
 
 

@@ -1,0 +1,96 @@
+"""What checkpoints cost a training at the demo's size: written before the next epoch, and behind it.
+
+    python tests/benchmarks/bench_checkpoint.py [--epochs 12] [--storage DIR]
+
+D3still's student of ``demo`` with a checkpoint after every epoch (recipes keep one every five minutes), its batches
+held in memory. Three trainings take turns: none is written, each is written before the next epoch begins, and each is
+written behind the training, as trials do. What holds an epoch up is timed where it waits; the rest a checkpoint costs
+behind the training, in CPU time that the training would have had, where there is no core to spare.
+"""
+
+import argparse
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from orchestrator import checkpoint, find
+from orchestrator.families.retrieval.recipe import build_embedder
+from orchestrator.fit import fit
+from orchestrator.method import Evaluation, Experiment, Losses, Task
+
+BATCH, STEPS, CLASSES = 120, 10, 100  # of the demo: 1,200 images
+
+
+class Supervised(Task):
+    def forward(self, batch):
+        return Losses({"entropy": torch.nn.functional.mse_loss(self.student(batch["x"]), batch["y"])}, {"entropy": 1.0})
+
+
+def experiment(epochs: int) -> Experiment:
+    recipe = find.recipe("d3still", "demo")
+    torch.manual_seed(0)
+    task = Supervised(build_embedder(recipe.student, recipe.embedding_dim, 0, 0))
+    batch = {"x": torch.randn(BATCH, 3, *recipe.student.size), "y": torch.randn(BATCH, recipe.embedding_dim)}
+    return Experiment(
+        task=task,
+        optimizer=torch.optim.SGD(task.parameters(), lr=0.01, momentum=0.9),
+        epochs=epochs,
+        rate=lambda progress: 0.01,
+        batches=lambda epoch: [batch] * STEPS,
+        evaluate=lambda task: Evaluation({"val/map": 0.0}),
+        checkpoint_every=1,
+    )
+
+
+def trained(epochs: int, keep: Callable[[dict], None] | None) -> tuple[float, list[float]]:
+    """Seconds of the whole, and what every checkpoint held an epoch up."""
+    waited: list[float] = []
+
+    def on_epoch(epoch, metrics, state):
+        start = time.perf_counter()
+        if keep is not None:
+            keep(state())
+        waited.append(time.perf_counter() - start)
+
+    start = time.perf_counter()
+    fit(experiment(epochs), torch.device("cpu"), None, on_epoch)
+    return time.perf_counter() - start, waited
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--storage", default="", help="a folder on the disk that is meant")
+    given = parser.parse_args()
+    found: dict[str, list[tuple[float, list[float]]]] = {"none": [], "before": [], "behind": []}
+    with tempfile.TemporaryDirectory(dir=given.storage or None) as folder:
+        file = Path(folder) / "state.pt"
+        for _ in range(given.rounds):
+            for how, rounds in found.items():
+                with contextlib.ExitStack() as stack:
+                    keep = None if how == "none" else partial(checkpoint.save, file)
+                    if how == "behind":
+                        behind, save = stack.enter_context(checkpoint.Behind()), keep
+                        keep = lambda state, behind=behind, save=save: behind(partial(save, state))  # noqa: E731
+                    rounds.append(trained(given.epochs, keep))
+        size = file.stat().st_size
+    alone = statistics.median(seconds for seconds, _ in found["none"]) / given.epochs
+    print(f"an epoch of {BATCH * STEPS} images {alone:.2f} s, a checkpoint of {size / 2**20:.1f} MiB after each, "
+          f"{torch.get_num_threads()} threads")  # fmt: skip
+    for how in ("before", "behind"):
+        held = statistics.median(wait for _, waits in found[how] for wait in waits)
+        whole = statistics.median(seconds for seconds, _ in found[how]) / given.epochs
+        share = 100 * held / alone
+        print(f"written {how:6} the next epoch: it waits {1000 * held:.1f} ms = {share:.2f} % of an epoch; "
+              f"whole epochs {100 * (whole / alone - 1):+.2f} %")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
