@@ -135,6 +135,8 @@ def load_state(experiment: Experiment, state: Mapping[str, Any], device: torch.d
 def to_device(batch: Any, device: torch.device) -> Any:
     """Tensors of nested dicts and lists moved, everything else left alone."""
     if isinstance(batch, Tensor):
+        if batch.device.type != "cpu":
+            return batch.to(device)
         if device.type == "cuda":
             return batch.pin_memory().to(device, non_blocking=True)
         return batch.to(device)

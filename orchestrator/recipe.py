@@ -75,7 +75,8 @@ class Run:
     """How fast and where a job runs; never part of what comes out of it."""
 
     loader_workers: Whole = 4  # processes that decode images that are not cached
-    pixel_cache: Literal["auto", "on", "off"] = "auto"  # auto = on up to 128 × 128 pixels
+    # auto = on up to 128 × 128 pixels; device = on, and the GPU holds it, as auto does where half its free memory does
+    pixel_cache: Literal["auto", "on", "off", "device"] = "auto"
     compile: bool = False
     checkpoint_every: Whole = 0  # epochs; 0 = as often as a kill may lose at most five minutes
 
@@ -117,6 +118,12 @@ class Recipe:
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     run: Run = field(default_factory=Run)
+
+
+def check_cached_on_host(run: Run, why: str) -> None:
+    """Raises ValueError where a method whose frames stay with the host is asked to hold them on the device."""
+    if run.pixel_cache == "device":
+        raise ValueError(f"run.pixel_cache=device: {why}; use on")
 
 
 def fields_of(recipe: Any) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Tables that are computed once for all trials: pixels, teacher embeddings, nearest neighbours."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from orchestrator import cache
@@ -12,6 +13,8 @@ from orchestrator.datasets.images import Frames, ImageSet, fetch
 from orchestrator.evaluation import retrieval
 from orchestrator.needs import Report, silent
 
+_RESIDENT_SHARE = 0.5  # of the free memory of a device
+_COPIED_AT_ONCE = 64 * 2**20  # bytes
 Embed = Callable[[np.ndarray], Iterator[Mapping[str, Tensor | np.ndarray]]]  # row numbers -> blocks of columns
 
 
@@ -81,6 +84,56 @@ def embeddings_made_from(images: str, teacher: str, transform: Mapping[str, Any]
         "images": images, "teacher": teacher, "transform": dict(transform), "views": views, "dtype": "float32",
         "normalised": False,
     }  # fmt: skip
+
+
+class Resident:
+    """Columns of a table on a device. Rows are gathered there, so that a step sends their numbers alone.
+
+    Called as the table is: the same rows, as tensors on the device.
+    """
+
+    def __init__(self, rows: cache.Rows, device: torch.device):
+        self.manifest, self._device, self._columns = rows.manifest, device, {}
+        for name, values in _numbers(rows).items():
+            whole = torch.empty(values.shape, dtype=torch.from_numpy(values[:0].copy()).dtype, device=device)
+            step = max(1, _COPIED_AT_ONCE // max(1, values[:1].nbytes))
+            for part in cache.ranges(len(values), step):  # of a memory map, so that the host never holds it whole
+                whole[part.start : part.stop] = torch.from_numpy(values[part.start : part.stop].copy())
+            self._columns[name] = whole
+
+    def __len__(self) -> int:
+        return self.manifest["rows"]
+
+    def __call__(self, indices: Sequence[int] | np.ndarray, column: str = "value") -> Tensor:
+        index = torch.from_numpy(np.asarray(indices, np.int64))
+        if self._device.type == "cuda":
+            index = index.pin_memory().to(self._device, non_blocking=True)
+        return self._columns[column].index_select(0, index)
+
+
+def placed(choice: str, device: torch.device, *sources: Any) -> list[Any]:
+    """Tables where a step reads them: on the device, all of them or none; what is no table stays as it is.
+
+    Args:
+        choice: ``run.pixel_cache``: "device", or "auto" for a GPU of whose free memory they take half at most.
+        device: where the step runs.
+        sources: tables, decoders of images, None.
+    """
+    found = [source for source in sources if isinstance(source, cache.Rows)]
+    wanted = choice == "device"
+    if choice == "auto" and device.type == "cuda" and len(found) == len([s for s in sources if s is not None]):
+        size = sum(values.nbytes for rows in found for values in _numbers(rows).values())
+        wanted = size <= _RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+    return [Resident(s, device) if wanted and isinstance(s, cache.Rows) else s for s in sources]
+
+
+def _numbers(rows: cache.Rows) -> dict[str, np.ndarray]:
+    """Columns of numbers."""
+    return {
+        name: rows.all(name)
+        for name, column in rows.manifest["columns"].items()
+        if column["dtype"] not in ("text", "bytes")
+    }
 
 
 def neighbour_count(top_k: int, images: int) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.embedder import Embedder
-from orchestrator import published
+from orchestrator import published, tables
 from orchestrator.datasets.images import RetrievalData, fetch
 from orchestrator.families.retrieval import data, recipe, search, supervised
 from orchestrator.families.retrieval.data import Source
@@ -90,6 +90,7 @@ class SupervisedMethod(Method):
         train, sides = found.train, data.open_sides(prepared, found, own.student.size)
         student = recipe.build_embedder(own.student, own.embedding_dim, train.num_identities, own.train.seed)
         pixels = data.open_frames(prepared, "train pixels", train, own.student.size)
+        (pixels,) = tables.placed(own.run.pixel_cache, where.device, pixels)
         load = data.LoadLabelled(pixels, train)
         height, width = own.student.size
         requests = data.LabelledRequests(

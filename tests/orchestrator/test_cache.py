@@ -385,3 +385,42 @@ def test_neighbours_are_the_nearest_of_the_whole_set(tmp_path):
     assert found.all("index").tolist() == order.tolist() and (order[:, 0] == np.arange(9)).all()
     np.testing.assert_allclose(found.all("cosine"), np.take_along_axis(cosine, order, 1), atol=1e-6)
     assert tables.neighbours(embedded, 99, tmp_path).all("index").shape == (9, 9)
+
+
+def test_a_resident_table_gives_the_rows_of_its_table(tmp_path):
+    import torch
+
+    from orchestrator import tables
+
+    rng = np.random.default_rng(0)
+    parts = []
+    for number in range(2):
+        block = {
+            "value": rng.integers(0, 256, (7, 3, 4), dtype=np.uint8),
+            "draws": rng.random((7, 2), np.float32),
+            "key": [f"{number}/{i}" for i in range(7)],
+        }
+        parts.append(cache.ensure(tmp_path, "pixels", {"part": number}, lambda block=block: iter([block])))
+    table = cache.joined(tmp_path, "pixels", {"whole": True}, parts)
+    resident = tables.Resident(table, torch.device("cpu"))
+    rows = np.array([13, 0, 6, 7, 0])
+    assert len(resident) == 14
+    for column in ("value", "draws"):
+        found = resident(rows, column)
+        np.testing.assert_array_equal(found.numpy(), table(rows, column))
+        assert found.dtype == torch.from_numpy(table(rows, column)).dtype
+    assert resident(np.empty(0, int)).shape == (0, 3, 4)
+
+
+def test_tables_are_placed_together_or_not_at_all(tmp_path):
+    import torch
+
+    from orchestrator import tables
+
+    block = {"value": np.zeros((3, 2), np.float32)}
+    table, cpu = cache.ensure(tmp_path, "pixels", {}, lambda: iter([block])), torch.device("cpu")
+    decoder = object()
+    assert tables.placed("auto", cpu, table, None) == [table, None]  # a memory map is as good
+    assert tables.placed("on", cpu, table) == [table]
+    placed = tables.placed("device", cpu, table, decoder, None)
+    assert isinstance(placed[0], tables.Resident) and placed[1:] == [decoder, None]

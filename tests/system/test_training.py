@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator import checkpoint, find
+from orchestrator import checkpoint, find, tables
 from orchestrator.fit import fit
 from orchestrator.method import Where
 
@@ -121,3 +121,63 @@ def _equal(one, two) -> bool:
     if isinstance(one, list):
         return len(one) == len(two) and all(map(_equal, one, two))
     return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+
+
+ON_DEVICE = [
+    ("d3still", {"views": "recorded", "coupled": True}),
+    ("d3still", {"views": "online"}),
+    ("csd", {}),  # neighbours in the whole training set
+    ("supervised", {}),
+    ("unified_face", {}),
+]
+
+
+@pytest.mark.parametrize(("method", "changes"), ON_DEVICE, ids=lambda value: str(value))
+def test_tables_on_the_device_change_no_number(method, changes, experiment, monkeypatch):
+    made = []
+    resident = tables.Resident.__init__
+
+    def noted(self, *arguments):
+        made.append(self)
+        resident(self, *arguments)
+
+    monkeypatch.setattr(tables.Resident, "__init__", noted)
+    found = []
+    for choice in ("on", "device"):
+        one = experiment(method, **{"run.pixel_cache": choice, "train.epochs": 2, **changes})
+        assert bool(made) == (choice == "device")
+        history, _ = fit(one, CPU)
+        found.append((numbers(history), one.task.stored()))
+    (on_host, weights), (on_device, others) = found
+    assert on_host == on_device and all(torch.equal(value, others[name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("method", ["sureid", "ddps", "rsiamnet"])
+def test_frames_that_stay_on_the_host_are_not_asked_to_the_device(method, experiment):
+    with pytest.raises(ValueError, match=r"run.pixel_cache=device: .* on the host.*; use on"):
+        experiment(method, **{"run.pixel_cache": "device"})
+
+
+COMPILED = [("d3still", {"views": "recorded"}), ("raml", {}), ("supervised", {})]
+
+
+@pytest.mark.parametrize(("method", "changes"), COMPILED, ids=lambda value: str(value))
+def test_a_compiled_step_is_captured_whole_and_once(method, changes, experiment, monkeypatch):
+    """Without its code generator, which needs minutes: what is captured is the same."""
+    from torch._dynamo import reset, utils
+
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="eager"))
+    reset()
+    utils.counters.clear()
+    graphs = []
+    settings = {"train.epochs": 3, **changes}
+    plain, _ = fit(experiment(method, **settings), CPU)
+    history, _ = fit(
+        experiment(method, **{"run.compile": True, **settings}), CPU,
+        on_epoch=lambda *told: graphs.append(utils.counters["stats"]["unique_graphs"]),
+    )  # fmt: skip
+    assert not utils.counters["graph_break"] and not utils.counters["unimplemented"]
+    assert graphs == [1, 1, 1]
+    for one, other in zip(numbers(plain), numbers(history), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)

@@ -14,6 +14,7 @@ from orchestrator.families.asymmetric.recipe import AsymmetricRecipe
 from orchestrator.families.retrieval import data
 from orchestrator.families.retrieval.data import Source
 from orchestrator.method import Batch
+from orchestrator.tables import Resident
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class LoadPairs:
     recipe: AsymmetricRecipe
     labelled: data.LoadLabelled
     teacher_frames: Source | None
-    targets: Rows | None
+    targets: Rows | Resident | None
 
     def __call__(self, request: tuple[Any, Any]) -> Batch:
         labelled, distill = request
@@ -98,10 +99,10 @@ class LoadPairs:
             return batch
         rows = indices * (recipe.num_views if recipe.views == "recorded" else 1) + view
         batch["teacher"] = {
-            "embedding" if column == "value" else column: torch.from_numpy(self.targets(rows, column))
+            "embedding" if column == "value" else column: torch.as_tensor(self.targets(rows, column))
             for column in self.targets.manifest["columns"]
             if column != "draws"
         }
         if recipe.coupled:
-            batch["draws"] = torch.from_numpy(self.targets(rows, "draws"))
+            batch["draws"] = torch.as_tensor(self.targets(rows, "draws"))
         return batch

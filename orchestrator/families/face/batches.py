@@ -14,6 +14,7 @@ from orchestrator.datasets.sampling import own_part, shuffled_batches
 from orchestrator.families.face.recipe import Balanced, FaceRecipe
 from orchestrator.families.retrieval.data import Source, names_of
 from orchestrator.method import Batch
+from orchestrator.tables import Resident
 
 Request = tuple[np.ndarray, np.ndarray]  # image numbers, and which are mirrored
 
@@ -83,7 +84,7 @@ class LoadFaces:
 
     pixels: Source
     images: ImageSet
-    targets: Rows | None = None  # two of every image: as it is, and mirrored
+    targets: Rows | Resident | None = None  # two of every image: as it is, and mirrored
 
     def __call__(self, request: Request) -> Batch:
         rows, mirrored = request
@@ -95,5 +96,5 @@ class LoadFaces:
             "names": names_of(self.images, rows),
         }
         if self.targets is not None:
-            batch["teacher"] = torch.from_numpy(self.targets(2 * rows + mirrored))
+            batch["teacher"] = torch.as_tensor(self.targets(2 * rows + mirrored))
         return batch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.network import identity
-from orchestrator import cache, checkpoint, find, published
+from orchestrator import cache, checkpoint, find, published, tables
 from orchestrator.datasets.images import ImageSet, fetch
 from orchestrator.families.asymmetric.teacher_side import check_classifier
 from orchestrator.families.face import data, verify
@@ -151,6 +151,7 @@ class FaceMethod(Method):
         sizes = Sizes(train.num_identities, requests.steps * recipe.train.epochs)
         own = method if self.distils(recipe) else ALONE
         task = FaceTask(recipe, own, build(recipe), sizes, teacher, centres).to(where.device)
+        frames, targets = tables.placed(recipe.run.pixel_cache, where.device, frames, targets)
         load = LoadFaces(frames, train, targets)
         workers = recipe.run.loader_workers if decodes(frames) else 0
 

@@ -26,7 +26,7 @@ from orchestrator.families.retrieval.teacher import ready_file, teacher_need, tr
 from orchestrator.method import Batch, Evaluation, Experiment, Method, Task, Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report
 from orchestrator.pictures import Picture
-from orchestrator.recipe import Network, changed, flat
+from orchestrator.recipe import Network, changed, check_cached_on_host, flat
 
 MakeTask = Callable[[Any, PersonSearch, PersonSearch | None, OIM | None], Task]  # recipe, student, teacher, its memory
 
@@ -187,6 +187,7 @@ def check_scenes(recipe: Any, workers: int) -> None:
     """Raises ValueError for data or batches that no training on scenes can have."""
     for name in data.parts_of(recipe.data.name):
         find.dataset(name)
+    check_cached_on_host(recipe.run, "frames and their boxes are put together on the host")
     if recipe.data.skip_unreadable:
         raise ValueError("skip_unreadable: a frame that is left out may hold somebody who is searched; repair it")
     if recipe.batch.scenes % workers:

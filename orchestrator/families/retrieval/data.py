@@ -22,7 +22,7 @@ from orchestrator.method import Batch, Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report, digest
 from orchestrator.recipe import Data, Run
 
-Source = Rows | Frames
+Source = Rows | tables.Resident | Frames
 _STAMPED: WeakKeyDictionary[ImageSet, tuple[str, str]] = WeakKeyDictionary()  # forgotten with the listing
 SHARD_ROWS = 32_768  # embeddings that are one unit of work
 
@@ -142,7 +142,7 @@ def open_data(prepared: Prepared) -> RetrievalData:
 
 
 def is_cached(run: Run, size: tuple[int, int]) -> bool:
-    return run.pixel_cache == "on" or (run.pixel_cache == "auto" and size[0] * size[1] <= 128 * 128)
+    return run.pixel_cache in ("on", "device") or (run.pixel_cache == "auto" and size[0] * size[1] <= 128 * 128)
 
 
 def pixel_need(run: Run, images: Need, size: tuple[int, int], resize: str = "bilinear") -> dict[str, Need]:

@@ -37,7 +37,7 @@ from orchestrator.families.token_pruning.views import LoadViews, requests
 from orchestrator.method import Batch, Evaluation, Experiment, Method, Progress, Task, Where
 from orchestrator.needs import Need, Place, Prepared, Ready, Report
 from orchestrator.pictures import Picture
-from orchestrator.recipe import flat, recipe_from
+from orchestrator.recipe import check_cached_on_host, flat, recipe_from
 
 _BLOCK = 256  # images of one forward pass of the teacher
 MakeTask = Callable[[Any, PrunedViT, PrunedViT | None], Task]  # recipe, student, teacher
@@ -55,6 +55,7 @@ class TokenPruning(Method):
     def check(self, recipe: PruningRecipe, workers: int = 1) -> None:
         """Raises ValueError for values that are allowed alone but not together."""
         find.dataset(recipe.data.name)
+        check_cached_on_host(recipe.run, "people are occluded on the host, beside the training")
         check_batch(recipe, workers)
         check_losses(recipe)
         check_selection(recipe)
