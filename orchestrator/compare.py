@@ -30,7 +30,7 @@ def main(
     rows = [compared.row_of(uri, run_id, alone) for run_id in runs]
     compared.check_same_queries(rows)
     first, *others = rows
-    known = {one.name: one for one in first.metrics if all(one.name in row.queries[0].scores for row in others)}
+    known = {one.name: one for one in first.metrics if all(row.has(one.name) for row in others)}
     for name in metric:
         if name not in known:
             raise ValueError(f"--metric {name}: the runs have {', '.join(known)}" + did_you_mean(name, known))
@@ -49,7 +49,7 @@ def main(
                 f"{shown(one.low)} … {shown(one.high)}", f"{p:.2g}", shown(one.detectable),
             )  # fmt: skip
     console.print(table)
-    for line in compared.notes(rows):
+    for line in compared.notes(rows, next(iter(metric or known))):
         console.print(line, markup=False)
 
 

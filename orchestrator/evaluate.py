@@ -39,6 +39,8 @@ def main(
     metrics = evaluation.metrics
     if evaluation.queries is not None and not other and tracking.stored_queries(uri, run_id) is None:
         tracking.log_queries(uri, run_id, evaluation.queries)  # a run of a version that did not store them
+    if evaluation.pairs and not other and not tracking.stored_pairs(uri, run_id):
+        tracking.log_pairs(uri, run_id, evaluation.pairs)
     console.print(f"{record.method} on {record.benchmark}: {prepared.told().get('protocol', '')}", markup=False)
     for path, value in other.items():
         console.print(f"  {path} {value} (trained with {value_of(recipe, path)})", markup=False)

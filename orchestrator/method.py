@@ -124,12 +124,32 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class PairScores:
+    """The scores of single pairs of a verification set.
+
+    Attributes:
+        score_P: higher is nearer.
+        same_P: whether the pair is of one person.
+        people_P2: which two people, by numbers that mean nothing else.
+        folds: of the accuracy; 0 = none.
+        templates: whether templates are compared, of which other rates are usual.
+    """
+
+    score_P: np.ndarray
+    same_P: np.ndarray
+    people_P2: np.ndarray
+    folds: int = 0
+    templates: bool = False
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics by name, rates as fractions, and what pictures are made from."""
 
     metrics: Mapping[str, float]
     found: Any = None  # of the family's own type; never logged
     queries: Queries | None = None  # where metrics are means over queries
+    pairs: Mapping[str, PairScores] = MappingProxyType({})  # where they are rates of pairs: verification set -> pairs
 
 
 @dataclass

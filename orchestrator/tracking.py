@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator import checkpoint, mirror, store
-from orchestrator.method import Queries
+from orchestrator.method import PairScores, Queries
 from orchestrator.mlflow_store import check as check
 from orchestrator.mlflow_store import client as client
 from orchestrator.mlflow_store import made, mlflow
@@ -29,6 +29,7 @@ from orchestrator.needs import Place
 
 RECORD = "record.json"
 QUERIES = "queries.npz"
+PAIRS = "pairs.npz"
 
 
 @dataclass(frozen=True)
@@ -242,15 +243,28 @@ def stored_queries(uri: str, run_id: str) -> Queries | None:
         return Queries(stored["identity"], {name: stored[name] for name in stored.files if name != "identity"})
 
 
-def read_queries(uri: str, run_id: str) -> Queries:
-    """The same; raises ValueError where the run has none."""
-    found = stored_queries(uri, run_id)
-    if found is None:
-        raise ValueError(
-            f"run {run_id} has no scores of single queries: it has not finished, its metrics are not means over "
-            f"queries, or it is of a version that stored none: python -m orchestrator.evaluate {run_id} then does"
-        )
-    return found
+def log_pairs(uri: str, run_id: str, pairs: Mapping[str, PairScores]) -> None:
+    """Scores of single pairs as ``pairs.npz``, by verification set."""
+    stored: dict[str, Any] = {}
+    for name, one in pairs.items():
+        stored |= {f"{name}/{key}": value for key, value in vars(one).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez_compressed(Path(folder) / PAIRS, **stored)
+        log_file(uri, run_id, Path(folder) / PAIRS)
+
+
+def stored_pairs(uri: str, run_id: str) -> dict[str, PairScores]:
+    """What :func:`log_pairs` has stored; empty where there is nothing."""
+    path = artifact(uri, run_id, PAIRS)
+    if path is None:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    with np.load(path, allow_pickle=False) as stored:
+        for key in stored.files:
+            name, _, field = key.rpartition("/")
+            value = stored[key]
+            found.setdefault(name, {})[field] = value if value.ndim else value.item()
+    return {name: PairScores(**fields) for name, fields in found.items()}
 
 
 def student_file(uri: str, run_id: str) -> Path:

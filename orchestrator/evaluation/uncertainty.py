@@ -11,6 +11,9 @@ and every resample gives t* = (m* - m) / s*, whose quantiles stand in for Studen
 m* are too narrow. Seeds add a second source of error that no resample of queries shows; their mean has Student's t with
 the degrees of freedom of their variance, and the two are added as Behrens and Fisher do: s t* + s_seed t. Two seeds
 alone have one degree of freedom, whose quantile is 12.7: that is how little two seeds say.
+
+Rates of pairs, such as those of face verification, are compared by what each pair adds to them
+(:mod:`orchestrator.evaluation.influence`).
 """
 
 # Shape legend: Q = queries, I = identities, S = seeds, R = resamples, K = rows of a table.
@@ -21,6 +24,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from orchestrator.evaluation import influence
 
 RESAMPLES = 10_000
 LEVEL = 0.05  # of a test; intervals hold 1 - LEVEL
@@ -123,16 +128,51 @@ def difference(
     mean, error = _mean_and_error(sum_I, count_I)
     generator = np.random.default_rng(draw)
     pivot_R = error * _studentised(sum_I, count_I, mean, resamples, generator)
+    return _difference(mean, error, pivot_R, len(sum_I), seeds, generator)
+
+
+def difference_of_rates(
+    first: tuple[float, np.ndarray], second: tuple[float, np.ndarray], people_P2: np.ndarray,
+    seeds: Seeds | None = None, draw: int = 0,
+) -> Difference:  # fmt: skip
+    """How far a rate of pairs is above another one of the same pairs, and how sure that is.
+
+    Pairs are of two people each, so people cannot be drawn with all that is theirs and nothing of others; the error
+    is that of :func:`orchestrator.evaluation.influence.variance`, with Student's t of as many people.
+
+    Args:
+        first, second: value and influence of every pair, see :func:`orchestrator.evaluation.influence.rate`; means
+            over seeds where there are several.
+        people_P2: whose pair it is.
+        seeds, draw: as :func:`difference`.
+
+    Raises:
+        ValueError: lengths that differ, or pairs of fewer than two people.
+    """
+    if not len(first[1]) == len(second[1]) == len(people_P2):
+        raise ValueError(f"pairs differ in number: {len(first[1])}, {len(second[1])} and people {len(people_P2)}")
+    variance, people = influence.variance(first[1] - second[1], people_P2)
+    if people < 2:
+        raise ValueError(f"the pairs are of {people} person; an interval needs two at least")
+    generator, error = np.random.default_rng(draw), math.sqrt(variance)
+    pivot_R = error * generator.standard_t(people - 1, RESAMPLES)
+    return _difference(first[0] - second[0], error, pivot_R, people, seeds, generator)
+
+
+def _difference(
+    value: float, error: float, pivot_R: np.ndarray, identities: int, seeds: Seeds | None,
+    generator: np.random.Generator,
+) -> Difference:  # fmt: skip
+    """What the distribution of the error says of a difference, with what seeds add to it."""
     whole = error
     if seeds is not None:
         spread = math.sqrt(seeds.variance)
-        pivot_R = pivot_R + spread * generator.standard_t(seeds.freedom, resamples)
+        pivot_R = pivot_R + spread * generator.standard_t(seeds.freedom, len(pivot_R))
         whole = math.hypot(error, spread)
-    low, high = mean - _quantile(pivot_R, [1 - LEVEL / 2, LEVEL / 2])
+    low, high = value - _quantile(pivot_R, [1 - LEVEL / 2, LEVEL / 2])
     detectable = _quantile(np.abs(pivot_R), 1 - LEVEL) + _quantile(pivot_R, POWER)
-    return Difference(
-        mean, float(low), float(high), _p(pivot_R, mean), whole, float(detectable), len(sum_I), seeds is not None
-    )
+    p = _p(pivot_R, value)
+    return Difference(value, float(low), float(high), p, whole, float(detectable), identities, seeds is not None)
 
 
 def holm(p_K: Sequence[float]) -> list[float]:

@@ -21,7 +21,7 @@ __all__ = [
     "val_at_far",
 ]  # fmt: skip
 
-_GRID = np.arange(400) / 100  # squared distances, 0 … 3.99
+GRID = np.arange(400) / 100  # squared distances, 0 … 3.99
 _FINE_GRID = np.arange(4000) / 1000
 _LARGEST = 1.01  # cosine, in half precision
 
@@ -80,12 +80,12 @@ def ten_fold_accuracy(score_P: np.ndarray, same_P: np.ndarray, folds: int = 10) 
     >>> ten_fold_accuracy(np.array([0.9, 0.1, 0.9, 0.2]), np.array([True, False, True, False]), folds=2)[:2]
     (1.0, 0.0)
     """
-    genuine_FK, impostor_FK = _accepted(score_P, same_P, folds, _GRID)
+    genuine_FK, impostor_FK = accepted_by_fold(score_P, same_P, folds, GRID)
     impostors_F = impostor_FK[:, -1:]
     right_FK = genuine_FK[:, :-1] + impostors_F - impostor_FK[:, :-1]
     best_F = (right_FK.sum(0) - right_FK).argmax(1)  # on the other folds; the first best
     accuracy_F = right_FK[np.arange(folds), best_F] / (len(score_P) // folds)
-    return TenFold(float(accuracy_F.mean()), float(accuracy_F.std()), accuracy_F, _GRID[best_F])
+    return TenFold(float(accuracy_F.mean()), float(accuracy_F.std()), accuracy_F, GRID[best_F])
 
 
 def val_at_far(score_P: np.ndarray, same_P: np.ndarray, far: float, folds: int = 10) -> ValAtFar:
@@ -107,7 +107,7 @@ def val_at_far(score_P: np.ndarray, same_P: np.ndarray, far: float, folds: int =
     >>> val_at_far(np.array([0.9, 0.1, 0.8, 0.2]), np.array([True, False, True, False]), far=0.5, folds=2).mean
     1.0
     """
-    genuine_FK, impostor_FK = _accepted(score_P, same_P, folds, _FINE_GRID)
+    genuine_FK, impostor_FK = accepted_by_fold(score_P, same_P, folds, _FINE_GRID)
     genuine_F, impostors_F = genuine_FK[:, -1], impostor_FK[:, -1]
     check_rate("far", far)
     if far * impostors_F.sum() < 1 - ROUNDED:
@@ -218,9 +218,11 @@ def roc(score_P: np.ndarray, same_P: np.ndarray, points: int = 1000) -> Roc:
     return Roc(impostor_K[kept] / impostors, genuine_K[kept] / genuine_K[-1], threshold_K[kept])
 
 
-def _accepted(score_P: np.ndarray, same_P: np.ndarray, folds: int, grid_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def accepted_by_fold(
+    score_P: np.ndarray, same_P: np.ndarray, folds: int, grid_K: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """How many genuine and impostor pairs of every fold are nearer than each threshold, and all of them: (F, K + 1)."""
-    score_P, same_P = _checked(score_P, same_P)
+    score_P, same_P = checked(score_P, same_P)
     if folds < 2 or len(score_P) % folds:
         raise ValueError(f"{len(score_P):,} pairs cannot be {folds} folds of equal size; need two folds or more")
     if np.abs(score_P).max() > _LARGEST:
@@ -249,11 +251,11 @@ def _curve(score_P: np.ndarray, same_P: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _kinds(score_P: np.ndarray, same_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores of genuine and of impostor pairs, copies."""
-    score_P, same_P = _checked(score_P, same_P)
+    score_P, same_P = checked(score_P, same_P)
     return score_P[same_P], score_P[~same_P]
 
 
-def _checked(score_P: np.ndarray, same_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def checked(score_P: np.ndarray, same_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     score_P, given_P = np.asarray(score_P), np.asarray(same_P)
     same_P = given_P.astype(bool)
     if (same_P != given_P).any():

@@ -164,6 +164,8 @@ def _log_result(
     tracking.log_student(uri, run_id, student, facts)
     if evaluation.queries is not None:
         tracking.log_queries(uri, run_id, evaluation.queries)
+    if evaluation.pairs:
+        tracking.log_pairs(uri, run_id, evaluation.pairs)
     for name, picture in method.pictures(student, recipe, prepared, evaluation, where).items():
         tracking.log_figure(uri, run_id, figures.draw(picture), f"{name}.png")
     tracking.log_values(uri, run_id, cost.logged(student.cpu()))

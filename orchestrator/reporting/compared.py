@@ -1,17 +1,17 @@
 """Which rows are told apart: runs of one row with all their seeds, their differences, and how sure those are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from orchestrator import find, tracking
-from orchestrator.evaluation import uncertainty
+from orchestrator.evaluation import influence, uncertainty
 from orchestrator.evaluation.uncertainty import Difference
 from orchestrator.launch import trial
 from orchestrator.launch.plan import Plan, TrialRecord
-from orchestrator.method import Metric, Queries
+from orchestrator.method import Metric, PairScores, Queries
 from orchestrator.progress import label
 from orchestrator.reporting import scores
 from orchestrator.reporting.content import Section, TableOf
@@ -25,23 +25,55 @@ class Row:
     benchmark: str
     method: str
     run_ids: tuple[str, ...]
-    queries: tuple[Queries, ...]  # of every seed
+    queries: tuple[Queries, ...] = ()  # of every seed, where metrics are means over queries
+    pairs: tuple[Mapping[str, PairScores], ...] = ()  # of every seed, where they are rates of pairs
 
     def seeds(self, metric: str) -> list[float]:
-        """The mean over queries of every seed."""
-        return [float(np.nanmean(one.scores[metric])) for one in self.queries]
+        """The metric of every seed."""
+        if self.queries:
+            return [float(np.nanmean(one.scores[metric])) for one in self.queries]
+        return [value for value, _ in self._rates(metric)]
 
     def mean(self, metric: str) -> float:
         return float(np.mean(self.seeds(metric)))
 
     def scores(self, metric: str) -> np.ndarray:
-        """(Q,), the mean over seeds."""
+        """(Q,), of every query, the mean over seeds."""
         return np.mean([one.scores[metric] for one in self.queries], axis=0)
+
+    def influence(self, metric: str) -> tuple[float, np.ndarray]:
+        """A rate and what every pair adds to it, (P,), the mean over seeds."""
+        found = self._rates(metric)
+        return float(np.mean([value for value, _ in found])), np.mean([of_pairs for _, of_pairs in found], axis=0)
+
+    def identities(self, metric: str) -> np.ndarray:
+        """Whose queries, (Q,), or pairs, (P, 2), a metric is made of."""
+        if self.queries:
+            return self.queries[0].identity_Q
+        return self.pairs[0][metric.partition("/")[0]].people_P2
+
+    def _rates(self, metric: str) -> list[tuple[float, np.ndarray]]:
+        of_set, _, name = metric.partition("/")
+        return [influence.rate(one[of_set], name) for one in self.pairs]
 
     @cached_property
     def metrics(self) -> list[Metric]:
-        """Metrics that are means over queries, as the method names them."""
-        return [metric for metric in find.method(self.method).metrics if metric.name in self.queries[0].scores]
+        """Metrics of which single scores are known: those that the method names first, then all others."""
+        if self.queries:
+            known = list(self.queries[0].scores)
+        else:
+            known = [f"{name}/{rate}" for name, one in self.pairs[0].items() for rate in influence.rates(one)]
+        named = [metric for metric in find.method(self.method).metrics if metric.name in known]
+        if self.queries:
+            return named
+        rest = [name for name in known if name not in {metric.name for metric in named}]
+        return named + [Metric(name, name) for name in rest]
+
+    def has(self, metric: str) -> bool:
+        of_set, _, name = metric.partition("/")
+        if self.queries:
+            return all(metric in one.scores for one in self.queries)
+        return all(of_set in one and name in influence.rates(one[of_set]) for one in self.pairs)
 
 
 def row_of(uri: str, run_id: str, alone: bool = False) -> Row:
@@ -53,7 +85,7 @@ def row_of(uri: str, run_id: str, alone: bool = False) -> Row:
         alone: this run and no other seed.
 
     Raises:
-        ValueError: there is no such run, or it has no scores of single queries.
+        ValueError: there is no such run, or it has no scores of single queries or pairs.
     """
     run = tracking.found(uri, run_id)
     point = trial.row_of(run.data.tags)
@@ -65,29 +97,59 @@ def row_of(uri: str, run_id: str, alone: bool = False) -> Row:
             for one in same
             if trial.row_of(one.data.tags) == point and one.data.tags.get("orch.status") == "completed"
         ] or runs
-    ids = tuple(one.info.run_id for one in runs)
-    tags = run.data.tags
+    ids, tags = tuple(one.info.run_id for one in runs), run.data.tags
     title = label(point) if point else tags.get("orch.method", run_id[:8])
-    queries = tuple(tracking.read_queries(uri, one) for one in ids)
-    return Row(title, tags.get("orch.benchmark", ""), tags.get("orch.method", ""), ids, queries)
+    found = _stored(uri, ids)
+    if found is None:
+        raise ValueError(
+            f"run {run_id} has no scores of single queries or pairs: it has not finished, its metrics are of neither, "
+            f"or it is of a version that stored none: python -m orchestrator.evaluate {run_id} then does"
+        )
+    return Row(title, tags.get("orch.benchmark", ""), tags.get("orch.method", ""), ids, *found)
+
+
+def _stored(
+    uri: str, run_ids: Sequence[str]
+) -> tuple[tuple[Queries, ...], tuple[Mapping[str, PairScores], ...]] | None:
+    """What runs have stored of single queries or pairs; None where one of them lacks it."""
+    queries = tuple(tracking.stored_queries(uri, one) for one in run_ids)
+    if None not in queries:
+        return queries, ()
+    pairs = tuple(tracking.stored_pairs(uri, one) for one in run_ids)
+    return ((), pairs) if all(pairs) else None
 
 
 def check_same_queries(rows: Sequence[Row]) -> None:
-    """Raises ValueError unless all rows have scored the same queries."""
+    """Raises ValueError unless all rows have scored the same queries, or the same pairs."""
     first = rows[0]
     for row in rows:
-        for one in row.queries:
-            if not np.array_equal(one.identity_Q, first.queries[0].identity_Q):
-                raise ValueError(
-                    f"{row.title} on {row.benchmark} has scored other queries than {first.title} on {first.benchmark}; "
-                    f"differences are of one benchmark and one part of it"
-                )
+        if not _scored(row, first):
+            raise ValueError(
+                f"{row.title} on {row.benchmark} has scored other queries than {first.title} on {first.benchmark}; "
+                f"differences are of one benchmark and one part of it"
+            )
+
+
+def _scored(row: Row, first: Row) -> bool:
+    """Whether a row has scored what the first one has."""
+    if bool(row.queries) != bool(first.queries):
+        return False
+    if row.queries:
+        return all(np.array_equal(one.identity_Q, first.queries[0].identity_Q) for one in row.queries)
+    theirs = first.pairs[0]
+    return all(
+        one.keys() == theirs.keys() and all(np.array_equal(one[name].same_P, theirs[name].same_P) for name in one)
+        for one in row.pairs
+    )
 
 
 def difference(row: Row, other: Row, metric: str, seeds: uncertainty.Seeds | None = None) -> Difference:
     """How far the row is above the other one; over seeds where both have several, or as ``seeds`` says."""
     own = uncertainty.seeds_of(row.seeds(metric), other.seeds(metric)) if seeds is None else seeds
-    return uncertainty.difference(row.scores(metric), other.scores(metric), other.queries[0].identity_Q, own)
+    identities = other.identities(metric)
+    if row.queries:
+        return uncertainty.difference(row.scores(metric), other.scores(metric), identities, own)
+    return uncertainty.difference_of_rates(row.influence(metric), other.influence(metric), identities, own)
 
 
 def holm(found: Sequence[Difference]) -> list[float]:
@@ -95,11 +157,14 @@ def holm(found: Sequence[Difference]) -> list[float]:
     return uncertainty.holm([one.p for one in found])
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
+def notes(rows: Sequence[Row], metric: str) -> list[str]:
     """What the numbers mean, and what they do not."""
-    identities = len(np.unique(rows[0].queries[0].identity_Q))
+    identities = len(np.unique(rows[0].identities(metric)))
+    how = f"{uncertainty.RESAMPLES:,} resamples of {identities:,} identities with all of their queries"
+    if rows[0].pairs:
+        how = f"from what every pair adds to a rate; pairs that share one of {identities:,} people are not independent"
     said = [
-        f"Intervals: {uncertainty.RESAMPLES:,} resamples of {identities:,} identities with all of their queries. "
+        f"Intervals: {how}. "
         f"“Could be seen”: the smallest true difference that {uncertainty.POWER:.0%} of such comparisons would find."
     ]
     if min(len(row.run_ids) for row in rows) < 2:
@@ -117,7 +182,7 @@ def from_best(rows: Sequence[Row], metric: str) -> tuple[int, list[Difference | 
     found: list[Difference | None] = [None] * len(rows)
     others = [number for number in range(len(rows)) if number != best]
     for number in others:
-        counts = [len(rows[n].queries) for n in (number, best)]
+        counts = [len(rows[n].run_ids) for n in (number, best)]
         seeds = uncertainty.Seeds(variance * sum(1 / count for count in counts), freedom) if freedom else None
         found[number] = difference(rows[number], rows[best], metric, seeds)
     for number, p in zip(others, holm([found[number] for number in others]), strict=True):
@@ -130,11 +195,11 @@ def sections(plan: Plan, done: Sequence[TrialRecord]) -> list[Section]:
     metric, rows = scores.maximised(plan), []
     for cell in plan.search_space.cells:
         ids = tuple(r.run_id for r in done if r.point["cell"] == cell)
-        queries = tuple(tracking.stored_queries(plan.tracking_uri, run_id) for run_id in ids)
-        if None in queries:
+        stored = _stored(plan.tracking_uri, ids)
+        if stored is None:
             return []
-        rows += [Row(cell, plan.benchmark, "", ids, queries)] if ids else []
-    if len(rows) < 2 or any(metric.name not in one.scores for row in rows for one in row.queries):
+        rows += [Row(cell, plan.benchmark, plan.search_space.method, ids, *stored)] if ids else []
+    if len(rows) < 2 or not all(row.has(metric.name) for row in rows):
         return []
     best, found = from_best(rows, metric.name)
     shown = lambda value: scores.written(metric, value)  # noqa: E731
@@ -149,4 +214,4 @@ def sections(plan: Plan, done: Sequence[TrialRecord]) -> list[Section]:
     head = ["row", metric.title, f"minus {rows[best].title}", "95 %", "p, Holm", "", "could be seen"]
     caption = "Seeds have one variance in all rows. The best row is the best of these numbers, so a little is luck."
     table = TableOf(head, body, {1, 2, 3, 4, 6}, caption, best)
-    return [Section("Which rows are told apart from the best", " ".join(notes(rows)), [table])]
+    return [Section("Which rows are told apart from the best", " ".join(notes(rows, metric.name)), [table])]

@@ -73,3 +73,28 @@ def test_other_queries_are_refused(table):
     with pytest.raises(ValueError, match="other on folder has scored other queries"):
         compared.check_same_queries([row, other])
     assert np.isfinite(queries.scores["val/map"]).any()
+
+
+def test_rates_of_pairs_are_compared(empty, monkeypatch):
+    """Of face verification, with the pairs that its runs have stored."""
+    rows = {"a": {}, "b": {"train.rate": 1e-4}}
+    space = SearchSpace(method="margin_softmax", question="Which?", cells=rows, seeds=(0, 1))
+    monkeypatch.setattr(find, "space", lambda name: space)
+    small = settings("margin_softmax", **{"train.rate": None, "train.epochs": 1})
+    call(sweep.main, "two faces", "--on", "demo", "--in-process", *small)
+    plan = shelf.latest("two faces")
+    records = study.records(plan)
+    ids = {(r.point["cell"], r.point["seed"]): r.run_id for r in records}
+    shown = call(compare.main, ids["a", 0], ids["b", 0]).output
+    assert "a: 2 seed(s)" in shown and "val/eer" in shown and "pairs that share one of 60 people" in shown
+    first, second = (compared.row_of(plan.tracking_uri, ids[cell, 1]) for cell in "ab")
+    for metric in ("val/accuracy", "val/tar_1e-2", "val/auc"):
+        expected = [r.metrics[metric] for r in records if r.point["cell"] == "a"]
+        assert first.seeds(metric) == pytest.approx(expected, abs=1e-6), "rates of stored pairs are the logged metrics"
+        found = compared.difference(second, first, metric)
+        assert found.over_seeds and found.low <= found.value <= found.high
+    assert "--metric val/rank1: the runs have val/accuracy" in error(
+        compare.main, *ids.values(), "--metric", "val/rank1"
+    )
+    html, _ = summary.write_report(plan)
+    assert "Which rows are told apart from the best" in html.with_suffix(".md").read_text()

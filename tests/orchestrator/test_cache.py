@@ -388,10 +388,6 @@ def test_neighbours_are_the_nearest_of_the_whole_set(tmp_path):
 
 
 def test_a_resident_table_gives_the_rows_of_its_table(tmp_path):
-    import torch
-
-    from orchestrator import tables
-
     rng = np.random.default_rng(0)
     parts = []
     for number in range(2):
@@ -413,10 +409,6 @@ def test_a_resident_table_gives_the_rows_of_its_table(tmp_path):
 
 
 def test_tables_are_placed_together_or_not_at_all(tmp_path):
-    import torch
-
-    from orchestrator import tables
-
     block = {"value": np.zeros((3, 2), np.float32)}
     table, cpu = cache.ensure(tmp_path, "pixels", {}, lambda: iter([block])), torch.device("cpu")
     decoder = object()

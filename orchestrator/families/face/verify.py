@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.datasets.faces import Pairs, Search, Templates, VerificationSet
+from orchestrator.evaluation.influence import people_of
 from orchestrator.evaluation.verification import (
     area_under_roc,
     equal_error_rate,
@@ -25,7 +26,7 @@ from orchestrator.evaluation.verification import (
 from orchestrator.families.face.data import OWN, Verified
 from orchestrator.families.retrieval import search
 from orchestrator.families.retrieval.data import Source
-from orchestrator.method import Evaluation
+from orchestrator.method import Evaluation, PairScores
 
 _AVERAGED = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")  # in the column "Avg" of published tables
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -99,7 +100,19 @@ def scored(
         metrics |= {f"{OWN}/accuracy": float(np.mean(mean))} if mean else {}
     for name, theirs in (teacher or {}).items():
         metrics |= {f"{name}/{metric}": value for metric, value in agreement(found[name], theirs).items()}
-    return Evaluation(metrics, Found(found, scores))
+    pairs = {name: _compared(one, scores[name]) for name, one in sets.items()}
+    return Evaluation(metrics, Found(found, scores), pairs=pairs)
+
+
+def _compared(one: VerificationSet, score_P: np.ndarray) -> PairScores:
+    """Scores with whose pairs they are: as the set says or, where it does not, genuine pairs join one person."""
+    if isinstance(one, Pairs):
+        identity_N, rows_P2 = np.asarray(one.images.identity), np.stack([one.first_P, one.second_P], axis=1)
+        known = (identity_N >= 0).all()
+        people_P2 = identity_N[rows_P2] if known else people_of(rows_P2, one.same_P)
+        return PairScores(score_P, one.same_P, people_P2, one.folds)
+    rows_P2 = np.unique(np.stack([one.first_P, one.second_P], axis=1), return_inverse=True)[1].reshape(-1, 2)
+    return PairScores(score_P, one.same_P, people_of(rows_P2, one.same_P), templates=True)
 
 
 def by_chance(sets: Mapping[str, VerificationSet]) -> dict[str, float]:

@@ -1,0 +1,134 @@
+"""What each pair adds to a rate of face verification: how far the rate moves when pairs are others.
+
+A rate that is no mean over pairs is one to first order (its influence function: Hampel 1974). With e_p the share of
+pair p, a rate is off by about Σ e_p, and the error of a difference is that of sums of differences of e_p. Where a
+threshold follows from the data, it moves too: a genuine pair is weighed against impostor pairs by the slope of the
+curve there, dTAR / dFAR, read off between half and twice the rate on the logarithm of FAR, along which curves are
+smooth.
+
+A pair is of two people, and pairs that share one are not independent:
+
+    Var(Σ e_p) = Σ over pairs p, q that share a person of e_p e_q = Σ_people S_i² - Σ_{p of two people} e_p²
+
+with S_i the sum over the pairs of person i (dyadic clusters: Aronow, Samii and Assenova 2015, without the pairs that
+share both people, whose products are counted twice).
+"""
+
+# Shape legend: P = pairs, I = people.
+
+import math
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from orchestrator.evaluation.verification import GRID, accepted_by_fold, checked, equal_error_rate, tar_at_far
+from orchestrator.method import PairScores
+
+
+def rates(pairs: PairScores) -> list[str]:
+    """Names of the rates that can be said of a set: "accuracy", "eer", "auc", "tar_1e-3", …, as metrics have them."""
+    impostors = int((~pairs.same_P).sum())
+    fars = [f"{10.0**-k:.0e}".replace("e-0", "e-") for k in range(1, 7) if impostors * 10.0**-k >= 1 - 1e-9]
+    if pairs.templates:
+        return [f"{prefix}{far}" for prefix in ("tar_", "tar_strict_") for far in fars]
+    return ["accuracy", "eer", "auc", *(f"tar_{far}" for far in fars)]
+
+
+def rate(pairs: PairScores, name: str) -> tuple[float, np.ndarray]:
+    """A rate by its name, and the influence of every pair on it, (P,), which sums to zero.
+
+    Raises:
+        ValueError: the set has no such rate.
+    """
+    if name not in rates(pairs):
+        raise ValueError(f"no rate {name!r}; there are {', '.join(rates(pairs))}")
+    score_P, same_P = checked(pairs.score_P, pairs.same_P)
+    score_P = score_P.astype(np.float64)
+    if name.startswith("tar_"):
+        rule = "strict" if name.startswith("tar_strict_") or not pairs.templates else "nearest"
+        return _tar(score_P, same_P, float(name.rpartition("_")[2]), rule)
+    if name == "auc":
+        return _area(score_P, same_P)
+    if name == "accuracy" and pairs.folds:
+        return _ten_fold(score_P, same_P, pairs.folds)
+    value, influence_P = _equal_errors(score_P, same_P)
+    return (value, influence_P) if name == "eer" else (1 - value, -influence_P)
+
+
+def variance(influence_P: np.ndarray, people_P2: np.ndarray) -> tuple[float, int]:
+    """Variance of the sum over pairs, and the number of people; at least that of independent pairs."""
+    _, person_P2 = np.unique(people_P2, return_inverse=True)
+    person_P2 = person_P2.reshape(-1, 2)
+    of_two_P = person_P2[:, 0] != person_P2[:, 1]
+    people = int(person_P2.max()) + 1
+    sum_I = np.bincount(person_P2[:, 0], influence_P, people)
+    sum_I += np.bincount(person_P2[of_two_P, 1], influence_P[of_two_P], people)
+    single = float((influence_P**2).sum())
+    shared = float((sum_I**2).sum() - (influence_P[of_two_P] ** 2).sum())
+    return max(single, shared) * people / max(1, people - 1), people
+
+
+def people_of(rows_P2: np.ndarray, same_P: np.ndarray) -> np.ndarray:
+    """Whose the two sides of pairs are, where nobody says: rows that genuine pairs join are one person's.
+
+    >>> people_of(np.array([[0, 1], [1, 4], [0, 2]]), np.array([True, True, False])).tolist()
+    [[0, 0], [0, 0], [0, 1]]
+    """
+    count, (first, second) = int(rows_P2.max()) + 1, rows_P2[same_P].T
+    joined = coo_array((np.ones(len(first), bool), (first, second)), (count, count))
+    return connected_components(joined, directed=False)[1][rows_P2]
+
+
+def _ten_fold(score_P: np.ndarray, same_P: np.ndarray, folds: int) -> tuple[float, np.ndarray]:
+    """A threshold that makes accuracy largest moves it by nothing to first order: pairs are right or wrong."""
+    genuine_FK, impostor_FK = accepted_by_fold(score_P, same_P, folds, GRID)
+    right_FK = genuine_FK[:, :-1] + impostor_FK[:, -1:] - impostor_FK[:, :-1]
+    best_F = (right_FK.sum(0) - right_FK).argmax(1)
+    threshold_P = np.repeat(GRID[best_F], len(score_P) // folds)
+    right_P = (np.maximum(2 - 2 * score_P, 0) < threshold_P) == same_P
+    return float(right_P.mean()), (right_P - right_P.mean()) / len(right_P)
+
+
+def _tar(score_P: np.ndarray, same_P: np.ndarray, far: float, rule: str) -> tuple[float, np.ndarray]:
+    value, threshold, reached = tar_at_far(score_P, same_P, far, rule)
+    accepted_P = score_P > threshold if rule == "strict" else score_P >= threshold
+    influence_P = np.where(same_P, accepted_P - value, 0.0) / same_P.sum()
+    slope = _slope(score_P, same_P, max(reached, far))
+    return value, influence_P - slope * np.where(same_P, 0.0, accepted_P - reached) / (~same_P).sum()
+
+
+def _equal_errors(score_P: np.ndarray, same_P: np.ndarray) -> tuple[float, np.ndarray]:
+    """Where both errors are equal they move in opposite directions as the threshold does: a weighted mean of both."""
+    value = equal_error_rate(score_P, same_P)
+    threshold = np.quantile(score_P[~same_P], 1 - min(max(value, 0.0), 1.0), method="inverted_cdf")
+    accepted_P, slope = score_P > threshold, _slope(score_P, same_P, max(value, 1 / (~same_P).sum()))
+    genuine = np.where(same_P, ~accepted_P, 0.0)
+    impostor = np.where(same_P, 0.0, accepted_P)
+    centred = [
+        (kind - np.where(own, kind[own].mean(), 0.0)) / own.sum()
+        for kind, own in ((genuine, same_P), (impostor, ~same_P))
+    ]
+    return value, (centred[0] + slope * centred[1]) / (1 + slope)
+
+
+def _area(score_P: np.ndarray, same_P: np.ndarray) -> tuple[float, np.ndarray]:
+    """Placements (DeLong et al. 1988): of which share of the other kind a pair is on the right side."""
+    placed_P = np.empty(len(score_P))
+    for own, sign in ((same_P, 1), (~same_P, -1)):
+        others, scores = np.sort(sign * score_P[~own]), sign * score_P[own]
+        placed_P[own] = (others.searchsorted(scores) + others.searchsorted(scores, "right")) / (2 * len(others))
+    value = float(placed_P[same_P].mean())
+    return value, (placed_P - value) / np.where(same_P, same_P.sum(), (~same_P).sum())
+
+
+def _slope(score_P: np.ndarray, same_P: np.ndarray, far: float) -> float:
+    """dTAR / dFAR at a false accept rate."""
+    impostors, genuine = np.sort(score_P[~same_P]), np.sort(score_P[same_P])
+    rates_2 = np.array([far / 2, min(1.0, 2 * far)])
+    allowed_2 = np.minimum(np.maximum(1, np.ceil(rates_2 * len(impostors))), len(impostors)).astype(int)
+    accepted_2 = 1 - genuine.searchsorted(impostors[len(impostors) - allowed_2], "right") / len(genuine)
+    reached_2 = allowed_2 / len(impostors)
+    if allowed_2[0] == allowed_2[1]:
+        return 0.0
+    return float((accepted_2[1] - accepted_2[0]) / math.log(reached_2[1] / reached_2[0]) / far)

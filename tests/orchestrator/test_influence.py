@@ -1,0 +1,126 @@
+"""What pairs add to a rate: against the rates themselves, plain loops, and what simulated data do."""
+
+import math
+
+import numpy as np
+import pytest
+
+from orchestrator.evaluation import influence, uncertainty, verification
+from orchestrator.method import PairScores
+
+
+def compared(rng, people: int = 60, pairs: int = 1200, folds: int = 10, own: float = 0.35, better: float = 0.0):
+    """Scores of two networks on the same pairs, in which people are easy or hard to know, and whose pairs they are."""
+    same_P = np.arange(pairs) % 2 == 0
+    people_P2 = np.stack([rng.integers(0, people, pairs), rng.integers(0, people, pairs)], axis=1)
+    people_P2[same_P, 1] = people_P2[same_P, 0]
+    clash_P = ~same_P & (people_P2[:, 0] == people_P2[:, 1])
+    people_P2[clash_P, 1] = (people_P2[clash_P, 0] + 1) % people
+    found = []
+    for shift in (better, 0.0):
+        ease_I = rng.normal(0, own, people)
+        score_P = np.where(same_P, 1.5 + shift, 0.0) + ease_I[people_P2].sum(1) / 2 + rng.normal(0, 1, pairs)
+        found.append(PairScores(np.tanh(score_P / 4), same_P, people_P2, folds))
+    return found
+
+
+RATES = ["accuracy", "eer", "auc", "tar_1e-1", "tar_1e-2"]
+
+
+def test_values_are_those_of_the_metrics():
+    (pairs, _), one = compared(np.random.default_rng(0)), (0.9, 0.5)
+    score_P, same_P = pairs.score_P, pairs.same_P
+    expected = {
+        "accuracy": verification.ten_fold_accuracy(score_P, same_P, 10).mean,
+        "eer": verification.equal_error_rate(score_P, same_P),
+        "auc": verification.area_under_roc(score_P, same_P),
+        **{f"tar_1e-{k}": verification.tar_at_far(score_P, same_P, 10.0**-k).tar for k in (1, 2)},
+    }
+    assert influence.rates(pairs) == list(expected) and one
+    for name, value in expected.items():
+        assert influence.rate(pairs, name)[0] == pytest.approx(value, abs=1e-12)
+    plain = PairScores(score_P, same_P, pairs.people_P2)
+    assert influence.rate(plain, "accuracy")[0] == 1 - influence.rate(plain, "eer")[0]
+    of_templates = PairScores(score_P, same_P, pairs.people_P2, templates=True)
+    assert influence.rates(of_templates) == ["tar_1e-1", "tar_1e-2", "tar_strict_1e-1", "tar_strict_1e-2"]
+    nearest = verification.tar_at_far(score_P, same_P, 1e-2, "nearest").tar
+    assert influence.rate(of_templates, "tar_1e-2")[0] == nearest
+    with pytest.raises(ValueError, match="no rate 'tar_1e-4'; there are accuracy, eer"):
+        influence.rate(pairs, "tar_1e-4")
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_influences_sum_to_nothing(name):
+    pairs, _ = compared(np.random.default_rng(1))
+    _, influence_P = influence.rate(pairs, name)
+    assert abs(influence_P.sum()) < 1e-9 and np.isfinite(influence_P).all() and influence_P.any()
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_the_error_is_that_of_data_drawn_again(name):
+    """Of independent pairs: the spread over 300 data sets against what one data set says of itself."""
+    values, errors = [], []
+    for number in range(300):
+        rng = np.random.default_rng(number)
+        pairs, _ = compared(rng, own=0.0, pairs=2000)
+        alone = np.arange(4000).reshape(-1, 2)
+        alone[pairs.same_P, 1] = alone[pairs.same_P, 0]
+        value, influence_P = influence.rate(pairs, name)
+        values.append(value)
+        errors.append(math.sqrt(influence.variance(influence_P, alone)[0]))
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+
+
+def test_pairs_that_share_a_person_are_a_plain_double_loop():
+    rng = np.random.default_rng(2)
+    people_P2 = np.array([[0, 0], [0, 1], [1, 2], [2, 2], [3, 0], [4, 5]])
+    influence_P = rng.normal(size=6)
+    shared = sum(
+        influence_P[p] * influence_P[q]
+        for p in range(6)
+        for q in range(6)
+        if set(people_P2[p]) & set(people_P2[q])
+    )  # fmt: skip
+    expected = max(shared, (influence_P**2).sum()) * 6 / 5
+    assert influence.variance(influence_P, people_P2) == (pytest.approx(expected), 6)
+    assert influence.variance(influence_P, 7 + 10 * people_P2)[0] == pytest.approx(expected)  # names mean nothing
+
+
+@pytest.mark.parametrize("name", ["accuracy", "tar_1e-1"])
+def test_95_of_100_intervals_hold_the_true_difference(name):
+    """Over 400 simulations of two networks that are equally good; people are easy or hard for each of them."""
+    held = 0
+    for number in range(400):
+        first, second = compared(np.random.default_rng(number))
+        rates = [influence.rate(pairs, name) for pairs in (first, second)]
+        found = uncertainty.difference_of_rates(*rates, first.people_P2, draw=number)
+        held += found.low <= 0.0 <= found.high
+        assert found.identities == 60 and not found.over_seeds
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_a_large_difference_is_told_apart_and_a_seed_widens_it():
+    first, second = compared(np.random.default_rng(0), better=1.0)
+    rates = [influence.rate(pairs, "auc") for pairs in (first, second)]
+    found = uncertainty.difference_of_rates(*rates, first.people_P2)
+    wider = uncertainty.difference_of_rates(*rates, first.people_P2, uncertainty.Seeds(0.01, 2))
+    assert found.told_apart and found.value > 0 and wider.high - wider.low > found.high - found.low
+    none = uncertainty.difference_of_rates(rates[0], rates[0], first.people_P2)
+    assert (none.value, none.low, none.high) == (0, 0, 0)
+
+
+def test_bad_pairs_are_refused():
+    rate = 0.5, np.zeros(3)
+    with pytest.raises(ValueError, match="pairs differ in number: 3, 3 and people 2"):
+        uncertainty.difference_of_rates(rate, rate, np.zeros((2, 2), int))
+    with pytest.raises(ValueError, match="of 1 person"):
+        uncertainty.difference_of_rates(rate, rate, np.zeros((3, 2), int))
+
+
+def test_people_are_whom_genuine_pairs_join():
+    rows_P2 = np.array([[0, 1], [1, 2], [3, 4], [0, 3], [5, 6]])
+    same_P = np.array([True, True, True, False, False])
+    found = influence.people_of(rows_P2, same_P)
+    assert len({*found[0], *found[1]}) == 1 and found[2, 0] == found[2, 1] == found[3, 1]
+    assert len(np.unique(found)) == 4 and (found[same_P, 0] == found[same_P, 1]).all()
+    assert (found[~same_P, 0] != found[~same_P, 1]).all()
