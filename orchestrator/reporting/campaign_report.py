@@ -14,7 +14,7 @@ from orchestrator.launch.plan import Plan, TrialRecord, code_facts
 from orchestrator.launch.study import ranked
 from orchestrator.progress import label
 from orchestrator.published import Published
-from orchestrator.reporting import content, printed, provenance, scores, summary
+from orchestrator.reporting import compared, content, printed, provenance, scores, summary
 from orchestrator.reporting.campaign_board import CampaignBoard
 from orchestrator.reporting.content import Link, Picture, Section, TableOf
 
@@ -112,7 +112,10 @@ def _sections(entry: Entry, plan: Plan | None, records: list[TrialRecord]) -> li
     own = _rows(plan, done) if plan.search_space.cells else _points(plan, done)
     facts = provenance.facts(plan).get("protocol", "")
     text = plan.search_space.question + (f" Measured under “{facts}”." if facts else "")
-    return [Section(entry.title, text, [*tables, own], _picture(plan, done))]
+    apart = compared.sections(plan, done) if plan.search_space.cells else []
+    told = [table for section in apart for table in section.tables]
+    text = " ".join([text, *(section.text for section in apart)])
+    return [Section(entry.title, text, [*tables, own, *told], _picture(plan, done))]
 
 
 def _picture(plan: Plan, done: list[TrialRecord]) -> list[Picture]:
@@ -201,9 +204,8 @@ def _points(plan: Plan, done: list[TrialRecord]) -> TableOf:
         body.append([label(r.point), *(scores.written(m, r.metrics.get(m.name)) for m in metrics), own])
     head = ["point", *(m.title for m in metrics), "run"]
     body = body or [["all points", *["not run"] * len(metrics), ""]]
-    return TableOf(
-        head, body, set(range(1, len(head) - 1)), f"ours on {plan.benchmark}, one seed", best=0 if done else -1
-    )
+    caption = "; ".join(filter(None, [f"ours on {plan.benchmark}, one seed", scores.choice(plan)]))
+    return TableOf(head, body, set(range(1, len(head) - 1)), caption, best=0 if done else -1)
 
 
 def _links(plan: Plan, records: list[TrialRecord]) -> dict[str, Link]:
