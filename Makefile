@@ -3,14 +3,15 @@
 #   make test     the default tests, minutes on two cores; the slowest are listed
 #   make slow     what needs longer: full-size data and networks, every export, the rest of Ray, faults and servers
 #   make night    killed drivers and killed preparations of single sweeps: half an hour
+#   make numbers  a fixed small sweep of every system against stored numbers: minutes
 #   make check    lint, format, and that imports point down
 #   make clean    removes the environment and built packages
 PYTHON ?= python3
 VENV ?= .venv
-SLOW ?= slow and not night
+SLOW ?= slow and not night and not numbers
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow night check install clean
+.PHONY: demo test slow night numbers check install clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml
@@ -38,6 +39,9 @@ slow: install
 
 night: install
 	$(BIN)/python -m pytest -q -m night --durations=5
+
+numbers: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/system/test_numbers.py -n 2 --durations=5
 
 check: install
 	$(BIN)/ruff check .
