@@ -7,8 +7,8 @@ and their MLflow run. Tune's own experiment state is not needed, so a kill at an
 since the last checkpoints. Departs from Ray's ``OptunaSearch`` + ``Tuner.restore``, which lose the rungs of early
 stopping, store early-stopped trials as complete, and start a trial anew that was suggested after the last snapshot.
 
-A trial is three processes, one after the other: Tune's trial, Train's controller, the workers. Only the workers
-import torch; the other two load ``on_ray.trial`` and nothing below ``launch``.
+A trial is its workers and one process on the head, in which Tune's function and Train's controller are, and which goes
+to the next trial. Only the workers import torch; the other one loads ``on_ray.trial`` and nothing below ``launch``.
 
 Importing this package loads neither Ray nor torch.
 """

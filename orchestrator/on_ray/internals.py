@@ -3,12 +3,15 @@
 Tests of all of them: ``tests/on_ray``.
 """
 
+import asyncio
 from typing import Any
 
 import ray
+from ray.train import UserCallback
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from orchestrator.on_ray.environment import is_secret
@@ -16,6 +19,7 @@ from orchestrator.on_ray.trial import free_address, meet_at
 
 __all__ = [
     "Rendezvous",
+    "Told",
     "Trainer",
     "claim_of",
     "claim_placement_group",
@@ -27,16 +31,36 @@ __all__ = [
 
 
 class Trainer(DataParallelTrainer):
-    """The trainer of the second version of Ray Train without any framework, and without two helpers of every trial.
+    """The trainer of the second version of Ray Train without any framework, and without three helpers of every trial.
 
-    Each is a process of 190 MB that takes seconds of a core to start: nobody reads Ray data sets here, and worker
-    groups are given back by :class:`orchestrator.on_ray.janitor.Janitor`.
-    Upgrade: a public name for the trainer; ``_create_default_callbacks``.
+    Each is a process of 190 MB or more that takes seconds of a core to start: nobody reads Ray data sets here, worker
+    groups are given back by :class:`orchestrator.on_ray.janitor.Janitor`, and the controller runs in the process that
+    is there to wait for it.
+    Upgrade: a public name for the trainer; ``_create_default_callbacks``; ``_initialize_and_run_controller``, which
+    makes an actor of ``TrainController`` and calls ``run`` and ``get_result``.
     """
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        controller = TrainController(**given)
+        try:
+            asyncio.run(controller.run())
+        finally:
+            if controller.get_worker_group() is not None:  # left alone by a trial that Tune has stopped
+                controller.get_worker_group().shutdown()
+        return controller.get_result()
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+
+class Told(UserCallback):
+    """Reports what rank 0 has reported to Tune, from the controller that runs in the trial's process."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        import ray.tune  # workers load this file, too
+
+        ray.tune.report(dict(metrics[0]))
 
 
 class _MeetingPoint(Backend):
@@ -60,21 +84,20 @@ class Rendezvous(BackendConfig):
 
 
 def claim_placement_group(trial_id: str, rank: int) -> None:
-    """Says on the cluster's blackboard which worker group and controller belong to a trial.
+    """Says on the cluster's blackboard which worker group belongs to a trial, and its first worker.
 
-    Upgrade: ``ray.experimental.internal_kv`` and ``ray.train.v2._internal.execution.context``.
+    Upgrade: ``ray.experimental.internal_kv``.
     """
     group = ray.util.get_current_placement_group()
     if rank == 0 and group is not None and trial_id:
         from ray.experimental.internal_kv import _internal_kv_put
-        from ray.train.v2._internal.execution.context import get_train_context
 
-        claim = ray.cloudpickle.dumps((group.id.hex(), get_train_context().controller_actor))
+        claim = ray.cloudpickle.dumps((group.id.hex(), ray.get_runtime_context().current_actor))
         _internal_kv_put(f"orchestrator/{trial_id}", claim, overwrite=True)
 
 
 def claim_of(trial_id: str) -> tuple[str, Any]:
-    """Id of a trial's worker group and its controller; empty and None before it has them."""
+    """Id of a trial's worker group and its first worker; empty and None before it has them."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     # Unpickled from the cluster's own blackboard, which whoever can write to can run code on the cluster anyway.
@@ -83,12 +106,12 @@ def claim_of(trial_id: str) -> tuple[str, Any]:
 
 
 def give_back(trial_id: str) -> None:
-    """Ends what is left of an attempt of a trial: its controller, and with it its workers, and their group."""
+    """Ends what is left of an attempt of a trial: its first worker, and its group with all others."""
     from ray.experimental.internal_kv import _internal_kv_del
 
-    group, controller = claim_of(trial_id)
-    if controller is not None:
-        ray.kill(controller)
+    group, worker = claim_of(trial_id)
+    if worker is not None:
+        ray.kill(worker)
     if group:
         remove_placement_group(group)
     _internal_kv_del(f"orchestrator/{trial_id}")

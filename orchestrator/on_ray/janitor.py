@@ -20,15 +20,15 @@ _DYING_SECONDS = 3.0  # an unclaimed group this old was not made by a trial that
 class Janitor(ray.tune.Callback):
     """Gives back what stopped trials leave behind (module docstring).
 
-    The trial's Train controller is killed first: alive, it would take a lost group for a lost node and make a
-    new one, which then leaks.
+    The trial's first worker is killed first: its controller then ends the rest. Of one that waits for Tune, which has
+    stopped it, the group is taken away, and with it what is in it.
     """
 
     def __init__(self):
         self._first_seen: dict[str, float] = {}  # worker group -> when
         self._live: dict[str, float] = {}  # trial -> start
         self._ended: dict[str, float] = {}  # trial that will not come back -> end; watched for a while
-        self._dead: set[str] = set()  # groups whose controller is dead
+        self._dead: set[str] = set()  # groups whose first worker was killed
         self._next_look = 0.0
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -43,7 +43,7 @@ class Janitor(ray.tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         # The trial comes back under its id with another group; only what it held until now is dead.
-        self._dead.add(kill_controller(trial.trial_id))
+        self._dead.add(kill_worker(trial.trial_id))
         self._live[trial.trial_id] = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
@@ -57,7 +57,7 @@ class Janitor(ray.tune.Callback):
         groups = internals.worker_groups()
         self._first_seen = {group: self._first_seen.get(group, now) for group in groups}
         for trial in self._ended:
-            self._dead.add(kill_controller(trial))
+            self._dead.add(kill_worker(trial))
         held = {trial: internals.claim_of(trial)[0] for trial in self._live}
         living = {group for group in held.values() if group not in self._dead}
         # A live trial without its group is starting or being retried: one of the unclaimed groups is its own,
@@ -84,12 +84,12 @@ class Janitor(ray.tune.Callback):
     def _end(self, trial_id: str) -> None:
         self._live.pop(trial_id, None)
         self._ended[trial_id] = time.monotonic()
-        self._dead.add(kill_controller(trial_id))
+        self._dead.add(kill_worker(trial_id))
 
 
-def kill_controller(trial_id: str) -> str:
-    """Ends the trial's Train controller, and with it its workers; returns the id of their group."""
-    group, controller = internals.claim_of(trial_id)
-    if controller is not None:
-        ray.kill(controller)
+def kill_worker(trial_id: str) -> str:
+    """Ends the trial's first worker; returns the id of its group."""
+    group, worker = internals.claim_of(trial_id)
+    if worker is not None:
+        ray.kill(worker)
     return group

@@ -49,13 +49,12 @@ def run(config: dict[str, Any]) -> None:
 def train(job: dict[str, Any]) -> dict[str, Any]:
     """One Ray Train run, from its last checkpoint if its folder has any; returns what rank 0 returned.
 
-    Departs from ``TorchTrainer``, which imports torch in the trial's and the controller's process: 8 s and 0.5 GB
-    each. The workers join their process group themselves.
+    Departs from ``TorchTrainer``, which imports torch in the trial's process: 8 s and 0.5 GB. The workers join their
+    process group themselves.
     """
     import ray.train
-    from ray.tune.integration.ray_train import TuneReportCallback
 
-    from orchestrator.on_ray.internals import Rendezvous, Trainer
+    from orchestrator.on_ray.internals import Rendezvous, Told, Trainer
 
     files, folder = store.for_ray(job["train_storage"])
     resources = {"CPU": 1, "GPU": job["gpus_per_worker"]} if job["gpus_per_worker"] else {"CPU": job["threads"]}
@@ -70,7 +69,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             name=job["name"],
             storage_path=folder,
             storage_filesystem=files,
-            callbacks=[TuneReportCallback()],
+            callbacks=[Told()],
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             failure_config=ray.train.FailureConfig(max_failures=0),  # every failure is looked at: run
             logging_config=ray.train.LoggingConfig("ERROR"),

@@ -290,8 +290,7 @@ def test_killed_processes_of_a_trial(field, faults):
     run = make().start()
     for name, title, line in (
         ("a worker of a trial killed", "ray::RayTrainWorker", "lost a worker"),
-        ("a Train controller killed", "ray::TrainController", "lost its controller"),
-        ("a trial's own process killed", "ray::ImplicitFunc", "its process died"),
+        ("a trial's own process killed, with its Train controller", "ray::ImplicitFunc", "its process died"),
     ):
         run.strike(name)
         assert wait_for(lambda title=title: killed_anywhere(field, title), 20, f"a process {title}")

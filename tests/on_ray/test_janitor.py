@@ -27,7 +27,7 @@ class Cluster:
         self.janitor = Janitor()
 
     def claim(self, trial: str, group: str) -> None:
-        self.claims[trial] = (group.encode().hex(), f"controller of {trial}")
+        self.claims[trial] = (group.encode().hex(), f"worker of {trial}")
 
     def after(self, seconds: float) -> list[str]:
         for _ in range(int(seconds)):
@@ -53,7 +53,7 @@ def test_a_stopped_trial_gives_its_group_back_at_once(cluster):
     cluster.claim("a", "g1")
     assert cluster.after(60) == ["g1"]
     cluster.ends("a")
-    assert cluster.after(1) == [] and cluster.killed[0] == "controller of a"
+    assert cluster.after(1) == [] and cluster.killed[0] == "worker of a"
 
 
 def test_a_starting_trial_keeps_the_group_it_has_not_claimed_yet(cluster):
