@@ -5,7 +5,7 @@ methods is behind the few names here; ``fit.py`` knows no method, and a method k
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from types import MappingProxyType
@@ -149,7 +149,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     found: Any = None  # of the family's own type; never logged
     queries: Queries | None = None  # where metrics are means over queries
-    pairs: Mapping[str, PairScores] = MappingProxyType({})  # where they are rates of pairs: verification set -> pairs
+    pairs: Mapping[str, PairScores] = field(default_factory=dict)  # where they are rates of pairs: set -> its pairs
 
 
 @dataclass
