@@ -21,7 +21,7 @@ from orchestrator.patience import patiently
 
 _CLOCK_SECONDS = 2.0
 _CALL_ATTEMPTS = 5  # of a preparation whose node or process dies
-CONTROL_BYTES = 0.6 * 2**30  # of the processes that watch over one trial
+CONTROL_BYTES = 0.25 * 2**30  # of the process that watches over one trial; 0.13 of it are its own
 
 
 @contextlib.contextmanager
