@@ -207,7 +207,7 @@ class Run:
 
         return wait_for(looked, seconds, what)
 
-    def finish(self, code: int = 0, seconds: float = 400) -> "Run":
+    def finish(self, code: int = 0, seconds: float = 800) -> "Run":
         assert self.process.wait(seconds) == code, self.said
         return self
 
