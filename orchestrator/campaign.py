@@ -60,6 +60,7 @@ def main(
     found = campaigns.resolved(asked, roots)
     uri = tracking.tracking_uri(found[0].place.storage)
     if dry_run:
+        command.check_addresses(uri, shelf.study_address(found[0].place))
         _print_plan(name, asked.question, found, uri)
         return
     command.check_servers(uri, shelf.study_address(found[0].place))
@@ -106,16 +107,16 @@ def _run(state: State, runner: Runner, lease: Lease, concurrent: int | None) -> 
     console.print(f"report:  {html}")
     console.print(f"compare: {tracking.ui_command(state.tracking_uri)}   (experiment “{state.campaign}”)")
     if failed:
-        raise ValueError(
-            f"{len(failed)} of {len(state.entries)} sweeps failed: {failed[0].title}: {failed[0].why}; the others are "
-            f"done, and --resume tries the failed ones again"
-        )
+        run = sum(bool(entry.sweep) for entry in state.entries)
+        rest = "the others are done, and " if run > len(failed) else ""
+        first = f"{failed[0].title}: {failed[0].why}"
+        raise ValueError(f"{len(failed)} of {run} sweeps failed: {first}; {rest}--resume tries the failed ones again")
 
 
 def _print_plan(name: str, question: str, found: list[Asked], uri: str) -> None:
     console.print(f"{name}: {question}", markup=False)
     for each in found:
-        planned = f"{each.total} trials, priority {each.sweep.priority:g}"
+        planned = f"{each.total} trial{'s' * (each.total != 1)}, priority {each.sweep.priority:g}"
         shown = f"left out: {each.left_out}" if each.left_out else planned
         console.print(f"  {each.sweep.title}: {shown}", markup=False)
     wanted = [each for each in found if not each.left_out]
@@ -132,7 +133,8 @@ def _print_state(state: State) -> None:
         console.print(f"  {title}: {done} of {total} trials are finished", markup=False)
     spent = bool(state.trials) and sum(done for _, done, _ in standing) >= state.trials
     left = f"the budget of {state.trials} trials is spent; --resume --trials with more goes on"
-    console.print(left if spent else "--resume runs the rest", markup=False)
+    whole = all(done == total for _, done, total in standing)
+    console.print("nothing is left to run" if whole else left if spent else "--resume runs the rest", markup=False)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,13 @@ def check_servers(tracking_uri: str, study_address: str) -> None:
     study.check(study_address)
 
 
+def check_addresses(tracking_uri: str, study_address: str) -> None:
+    """The same for a dry run, which makes no database in a file."""
+    if not tracking_uri.startswith("sqlite:"):
+        tracking.check(tracking_uri)
+    study.check("" if study_address.startswith("sqlite:") else study_address)
+
+
 def gpus_of(chosen: Runner, asked: float | None) -> float:
     """One GPU a worker where there is any, unless something else is asked for."""
     if asked is not None:

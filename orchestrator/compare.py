@@ -28,6 +28,8 @@ def main(
         raise ValueError(f"there is one run, {runs[0]}; a comparison needs two or more")
     uri = tracking.tracking_uri(shelf.storage())
     rows = [compared.row_of(uri, run_id, alone) for run_id in runs]
+    if twice := [row.title for at, row in enumerate(rows) if row.run_ids in [other.run_ids for other in rows[:at]]]:
+        raise ValueError(f"{twice[0]} is named twice; --alone compares single runs of one row")
     compared.check_same_queries(rows)
     first, *others = rows
     known = {one.name: one for one in first.metrics if all(row.has(one.name) for row in others)}
@@ -36,12 +38,12 @@ def main(
             raise ValueError(f"--metric {name}: the runs have {', '.join(known)}" + did_you_mean(name, known))
     console.print(f"{first.benchmark}: every row minus {first.title}, in points", markup=False)
     for row in rows:
-        console.print(
-            f"  {row.title}: {len(row.run_ids)} seed(s), {', '.join(i[:8] for i in row.run_ids)}", markup=False
-        )
+        console.print(f"  {row.title}: {len(row.run_ids)} seed(s), {', '.join(row.run_ids)}", markup=False)
+    every: list[compared.Difference] = []
     table = Table("row", "metric", "first", "this", "difference", "95 %", "p (Holm)", "could be seen")
     for name in metric or known:
         found = [compared.difference(row, first, name) for row in others]
+        every += found
         for row, one, p in zip(others, found, compared.holm(found), strict=True):
             shown = lambda value, own=known[name]: scores.written(own, value)  # noqa: E731
             table.add_row(
@@ -49,7 +51,9 @@ def main(
                 f"{shown(one.low)} … {shown(one.high)}", f"{p:.2g}", shown(one.detectable),
             )  # fmt: skip
     console.print(table)
-    for line in compared.notes(rows, next(iter(metric or known))):
+    if min(len(row.run_ids) for row in rows) > 1:
+        console.print("Every row has the variance of its own seeds; a table's report takes one for all its rows.")
+    for line in [*compared.notes(rows, next(iter(metric or known))), *compared.unbounded(every)]:
         console.print(line, markup=False)
 
 

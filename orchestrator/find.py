@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.recipe import did_you_mean
+from search_spaces._campaign import Campaign
 
 if TYPE_CHECKING:
     from orchestrator.method import Method
@@ -66,7 +67,12 @@ def space(name: str) -> Any:
 
 def campaign(name: str) -> Any:
     """``CAMPAIGN`` of ``search_spaces/<name>.py``; raises ValueError with the near names."""
-    return _found("search_spaces", "CAMPAIGN", name, "campaign", campaigns)
+    if f"campaign_{name}" in campaigns():
+        raise ValueError(f"there is no campaign {name!r}; did you mean campaign_{name}?")
+    found = _found("search_spaces", "CAMPAIGN", name, "campaign", campaigns)
+    if not isinstance(found, Campaign):
+        raise ValueError(f"search_spaces/{name}.py: CAMPAIGN is {found!r}, expected Campaign(question=…, sweeps=…)")
+    return found
 
 
 def answer(name: str) -> Path | None:

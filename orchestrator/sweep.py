@@ -30,7 +30,7 @@ def main(
     epochs: int = command.EPOCHS,
     settings: list[str] = command.SET,
     select_on: str = typer.Option(
-        "", "--select-on", help="validation: choose on held-out training identities, then confirm the best on test."
+        "", "--select-on", help="validation: choose on held-out identities, then confirm the best on test."
     ),
     confirm: int = typer.Option(None, "--confirm", help="How many of the best are confirmed. Default: 3.", min=1),
     seeds: int = typer.Option(None, "--seeds", help="Seeds of each that is confirmed. Default: 3.", min=1),
@@ -73,6 +73,7 @@ def main(
     if asked_to_confirm:
         console.print(f"  then             {dry.confirmed(asked_to_confirm)}", markup=False)
     if dry_run:
+        command.check_addresses(uri, shelf.study_address(place))
         return
     command.check_servers(uri, shelf.study_address(place))
     with command.runner(in_process) as runner:

@@ -29,6 +29,9 @@ class Sweep:
     workers: int = 1
 
     def __post_init__(self):
+        for name, kind in (("priority", int | float), ("trials", int), ("workers", int)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{self.space} on {self.on}: {name} is {getattr(self, name)!r}, expected a number")
         if not (self.priority > 0 and math.isfinite(self.priority)):
             raise ValueError(f"{self.space} on {self.on}: priority {self.priority} must be above 0")
         if self.trials < 0 or self.workers < 1:
@@ -56,6 +59,10 @@ class Campaign:
     gpu_hours: float = 0.0
 
     def __post_init__(self):
+        if isinstance(self.sweeps, Sweep):
+            raise ValueError("sweeps is one Sweep; a tuple of one needs a comma: sweeps=(Sweep(…),)")
+        if odd := [sweep for sweep in self.sweeps if not isinstance(sweep, Sweep)]:
+            raise ValueError(f"sweeps holds {odd[0]!r}, expected Sweep(…)")
         titles = [sweep.title for sweep in self.sweeps]
         if not titles:
             raise ValueError("a campaign needs sweeps")

@@ -19,6 +19,7 @@ from orchestrator import find, leases, mirror, store
 from orchestrator.launch import asked, shelf
 from orchestrator.launch.plan import Plan
 from orchestrator.needs import Place
+from orchestrator.patience import first_line
 from search_spaces._campaign import Campaign, Sweep
 
 FORMAT = 1
@@ -143,21 +144,29 @@ def resolved(campaign: Campaign, roots: Mapping[str, str]) -> list[Asked]:
         except ValueError as error:
             raise ValueError(f"{sweep.title}: {error}") from error
         total = len(space.table()) if space.cells else (sweep.trials or space.trials)
-        found.append(Asked(sweep, space, recipes, place, total, _left_out(space, recipes, place, sweep)))
+        found.append(Asked(sweep, space, recipes, place, total, _left_out(recipes, place, sweep, sweep.on in roots)))
     if all(each.left_out for each in found):
         raise ValueError(f"nothing is left of the campaign: {found[0].sweep.title}: {found[0].left_out}")
     return found
 
 
-def _left_out(space: Any, recipes: Mapping[str, Any], place: Place, sweep: Sweep) -> str:
-    """Why a sweep cannot be run: its data are not here. Empty if it can."""
-    if place.data_root:
-        return ""
+def _left_out(recipes: Mapping[str, Any], place: Place, sweep: Sweep, own: bool) -> str:
+    """Why a sweep cannot be run: its data are not here. Empty if it can.
+
+    Raises:
+        ValueError: they are not in the folder that was given for them.
+    """
     try:
-        for recipe in recipes.values():
-            find.listed(recipe.data.name, "", recipe.data.part)
-    except (ValueError, OSError):
-        return f"needs data: --data-root {sweep.on}=DIR"
+        for method, recipe in recipes.items():
+            if place.data_root:
+                find.method(method).needs(recipe, place)  # lists what it needs, also of several data sets
+            else:
+                find.listed(recipe.data.name, "", recipe.data.part)
+    except (ValueError, OSError) as error:
+        if own:
+            raise ValueError(f"--data-root {sweep.on}={place.data_root}: {first_line(error)}") from error
+        there = f"not in {place.data_root}: " if place.data_root else "needs data: "
+        return f"{there}--data-root {sweep.on}=DIR"
     return ""
 
 

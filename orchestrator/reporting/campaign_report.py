@@ -97,7 +97,7 @@ def _overview(state: State, plans: dict[str, Plan], records: Records) -> Section
         metric = scores.maximised(plan)
         shown = f"{metric.title} {scores.written(metric, best.value)}, {label(best.point)}" if best else "not run"
         rows.append([entry.title, str(plan.trials), *counts, shown, plan.sweep])
-    head = ["sweep", "trials", "completed", "stopped early", "failed", "best trial", ""]
+    head = ["sweep", "trials", "completed", "stopped early", "failed", "best trial", "folder, or why not run"]
     return Section("Sweeps", tables=[TableOf(head, rows, {1, 2, 3, 4})])
 
 
@@ -234,7 +234,7 @@ def _paragraph(state: State, plans: dict[str, Plan], records: Records) -> str:
 def _reproduce(state: State) -> Section:
     command = f"python -m orchestrator.campaign {state.campaign}"
     facts = {"campaign": state.name, **{k: v for k, v in code_facts().items() if k != "code"}}
-    lines = [command, f"{command} --resume", tracking.ui_command(state.tracking_uri)]
+    lines = [command, tracking.ui_command(state.tracking_uri)]
     return Section("How to reproduce", code="\n".join(lines), facts=facts)
 
 

@@ -172,6 +172,13 @@ def notes(rows: Sequence[Row], metric: str) -> list[str]:
     return said
 
 
+def unbounded(found: Sequence[Difference | None]) -> list[str]:
+    """A line about limits that are infinite, where there are any."""
+    if all(one is None or np.isfinite([one.low, one.high]).all() for one in found):
+        return []
+    return ["inf: nearly all queries are equal on both sides; so few say nothing about how far that side may be."]
+
+
 def from_best(rows: Sequence[Row], metric: str) -> tuple[int, list[Difference | None]]:
     """The number of the best row, and what every other one is below it; seeds have one variance in all rows.
 
@@ -212,6 +219,10 @@ def sections(plan: Plan, done: Sequence[TrialRecord]) -> list[Section]:
         for row, one in zip(rows, found, strict=True)
     ]  # fmt: skip
     head = ["row", metric.title, f"minus {rows[best].title}", "95 %", "p, Holm", "", "could be seen"]
-    caption = "Seeds have one variance in all rows. The best row is the best of these numbers, so a little is luck."
+    caption = (
+        "Seeds have one variance in all rows (compare takes each row's own). The best row is the best of these "
+        "numbers, so a little is luck."
+    )
     table = TableOf(head, body, {1, 2, 3, 4, 6}, caption, best)
-    return [Section("Which rows are told apart from the best", " ".join(notes(rows, metric.name)), [table])]
+    text = " ".join([*notes(rows, metric.name), *unbounded(found)])
+    return [Section("Which rows are told apart from the best", text, [table])]

@@ -2,14 +2,14 @@
 
 from orchestrator.launch import confirming, study
 from orchestrator.launch.plan import Plan, TrialRecord
-from orchestrator.reporting import compared, scores
+from orchestrator.reporting import scores
 from orchestrator.reporting.content import Section, TableOf
 from orchestrator.reporting.provenance import references
 
 _TEXT = (
-    "Chosen on identities that were held out of the training set, then trained again on all of it with seeds that the "
-    "search had not seen, and scored once on test. The first row is the answer; to take another one because of its "
-    "test score would be choosing on test after all."
+    "Chosen on identities that are neither trained on nor in test, then trained again on the whole training set with "
+    "seeds that the search had not seen, and scored once on test. The first row is the answer; to take another one "
+    "because of its test score would be choosing on test after all."
 )
 
 
@@ -31,5 +31,4 @@ def section(plan: Plan, records: list[TrialRecord]) -> Section:
     for reference in references(found):
         cells = [scores.written(m, reference.metrics.get(m.name)) for m in shown]
         table.rows.append([reference.title, "", "", *cells])
-    apart = [one for part in compared.sections(found, done) for one in part.tables]
-    return Section(title, _TEXT, [table, *apart])
+    return Section(title, _TEXT, [table])

@@ -58,7 +58,11 @@ def changed_settings(plan: Plan) -> list[str]:
 def section(plan: Plan, records: list[TrialRecord]) -> Section:
     """Commands that run the sweep again and take its best student away, and what it was run on."""
     command = [f"python -m orchestrator.sweep {plan.space} --on {plan.benchmark}"]
-    command += [f"--set {setting}" for setting in changed_settings(plan)]
+    given = [setting for setting in changed_settings(plan) if not (plan.confirm and setting == "part=validation")]
+    command += [f"--set {setting}" for setting in given]
+    if plan.confirm:
+        points, seeds = plan.confirm["points"], len(plan.confirm["seeds"])
+        command += [f"--select-on validation --confirm {points} --seeds {seeds}"]
     command += ["--data-root DIR"] if plan.place["data_root"] else []
     command += [f"--trials {plan.trials}"] if not plan.search_space.cells else []
     command += [f"--workers {plan.workers}"] if plan.workers > 1 else []
@@ -69,5 +73,6 @@ def section(plan: Plan, records: list[TrialRecord]) -> Section:
         f"python -m orchestrator.export {best} --format safetensors",
         tracking.ui_command(plan.tracking_uri),
     ]
-    plain = {k.replace("_", " "): str(v) for k, v in facts(plan).items() if not isinstance(v, dict) and k != "code"}
+    told = {k: v for k, v in facts(plan).items() if not isinstance(v, dict) and k != "code" and v != ""}
+    plain = {k.replace("_", " "): str(v) for k, v in told.items()}
     return Section("How to reproduce", code="\n".join(lines), facts=plain)

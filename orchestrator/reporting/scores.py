@@ -45,8 +45,8 @@ def choice(plan: Plan) -> str:
             f"chosen by {plan.confirms} on held-out identities, trained on the whole training set, scored once on test"
         )
     if any(plan.base_recipe(method).data.part == "validation" for method in plan.recipes):
-        return "scored on held-out training identities (validation)"
-    if plan.search_space.tune:
+        return "scored on held-out identities (validation)"
+    if plan.search_space.tune and plan.trials > 1:
         return "selected on test, as papers of this field do: the best score flatters itself"
     return ""
 

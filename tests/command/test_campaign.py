@@ -16,6 +16,7 @@ from orchestrator.needs import Place
 from search_spaces._campaign import Campaign, Sweep
 from search_spaces._space import SearchSpace
 
+WORDS = "from search_spaces._campaign import Campaign, Sweep\n"
 NEGATIVE = """
 from search_spaces._campaign import Campaign, Sweep
 CAMPAIGN = Campaign("?", (Sweep("d3still_alpha"),), trials=-1)
@@ -202,14 +203,26 @@ def test_a_broken_file_of_a_campaign_is_named_and_hides_no_other(monkeypatch, tm
     import search_spaces
 
     monkeypatch.setattr(search_spaces, "__path__", [*search_spaces.__path__, str(tmp_path)])
-    for name, text in (("syntax", "CAMPAIGN = ("), ("empty", ""), ("negative", NEGATIVE)):
+    for name, text in {
+        "syntax": "CAMPAIGN = (", "empty": "", "negative": NEGATIVE, "five": "CAMPAIGN = 5",
+        "names": f"{WORDS}CAMPAIGN = Campaign('?', ('d3still_alpha',))",
+        "comma": f"{WORDS}CAMPAIGN = Campaign('?', (Sweep('d3still_alpha')))",
+        "words": f"{WORDS}CAMPAIGN = Campaign('?', (Sweep('d3still_alpha', trials='3'),))",
+    }.items():  # fmt: skip
         (tmp_path / f"campaign_{name}.py").write_text(text)
     said = error(campaign.main, "campaign_syntax")
     assert "search_spaces/campaign_syntax.py cannot be loaded: SyntaxError: '(' was never closed" in said
     assert "search_spaces/campaign_empty.py has no CAMPAIGN, which makes it a campaign" in error(
         campaign.main, "campaign_empty"
     )
+    five = error(campaign.main, "campaign_five")
+    assert "search_spaces/campaign_five.py: CAMPAIGN is 5, expected Campaign(question=…, sweeps=…)" in five
+    assert "sweeps holds 'd3still_alpha', expected Sweep(…)" in error(campaign.main, "campaign_names")
+    assert "a tuple of one needs a comma" in error(campaign.main, "campaign_comma")
+    assert "trials is '3', expected a number" in error(campaign.main, "campaign_words")
+    assert "there is no campaign 'smoke'; did you mean campaign_smoke?" in error(campaign.main, "smoke")
     shown = call(campaign.main, "--list").output
+    assert "campaign_five" in shown
     assert "campaign_smoke " in shown and "campaign_negative.py cannot be loaded: ValueError: a budget of -1" in shown
 
 
@@ -303,6 +316,15 @@ def test_a_server_that_is_away_at_the_start_is_one_line(empty, roots):
     with storage_at(empty, OPTUNA_STORAGE=address):
         assert f"OPTUNA_STORAGE={address} cannot be used" in error(campaign.main, "campaign_small", *roots)
     assert not list(empty.glob("sweeps/*")) and not list(empty.glob("campaigns/*/campaign.json"))
+
+
+def test_a_folder_without_the_data_is_refused_before_anything_starts(empty, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    line = error(campaign.main, "campaign_small", "--data-root", f"folder={tmp_path / 'nothing'}")
+    assert f"--data-root folder={tmp_path / 'nothing'}: " in line and "train" in line
+    everywhere = error(campaign.main, "campaign_small", "--data-root", tmp_path / "nothing")
+    assert f"nothing is left of the campaign: d3still_alpha on folder: not in {tmp_path / 'nothing'}" in everywhere
+    assert not empty.exists() or not list(empty.glob("sweeps/*"))
 
 
 def test_two_campaigns_of_one_name_do_not_run_at_once(empty, roots):

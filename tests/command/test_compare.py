@@ -61,6 +61,7 @@ def test_what_cannot_be_compared_is_one_line(table):
     with storage_at(plan.where.storage):
         assert "a comparison needs two or more" in error(compare.main, records[0].run_id)
         assert "has no run 'nobody'" in error(compare.main, records[0].run_id, "nobody")
+        assert "is named twice" in error(compare.main, records[0].run_id, records[0].run_id)
         ids = records[0].run_id, records[1].run_id
         assert "--metric val/mop: the runs have val/map" in error(compare.main, *ids, "--metric", "val/mop")
 
