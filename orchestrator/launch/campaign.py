@@ -157,11 +157,9 @@ def _left_out(recipes: Mapping[str, Any], place: Place, sweep: Sweep, own: bool)
         ValueError: they are not in the folder that was given for them.
     """
     try:
-        for method, recipe in recipes.items():
-            if place.data_root:
-                find.method(method).needs(recipe, place)  # lists what it needs, also of several data sets
-            else:
-                find.listed(recipe.data.name, "", recipe.data.part)
+        for recipe in recipes.values():
+            for name in recipe.data.name.split("+"):  # scenes of several data sets
+                find.listed(name, place.data_root, recipe.data.part)
     except (ValueError, OSError) as error:
         if own:
             raise ValueError(f"--data-root {sweep.on}={place.data_root}: {first_line(error)}") from error

@@ -95,7 +95,7 @@ def test_rates_of_pairs_are_compared(empty, monkeypatch):
         found = compared.difference(second, first, metric)
         assert found.over_seeds and found.low <= found.value <= found.high
     assert "--metric val/rank1: the runs have val/accuracy" in error(
-        compare.main, *ids.values(), "--metric", "val/rank1"
+        compare.main, ids["a", 0], ids["b", 0], "--metric", "val/rank1"
     )
     html, _ = summary.write_report(plan)
     assert "Which rows are told apart from the best" in html.with_suffix(".md").read_text()
