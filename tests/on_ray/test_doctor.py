@@ -88,7 +88,7 @@ def test_gpus():
 
 def test_head_memory():
     a_trial = cluster.CONTROL_BYTES
-    assert a_trial == 0.6 * GIB
+    assert a_trial == 0.25 * GIB
     assert findings.head_memory(8 * GIB, 10, a_trial).state == "ok"  # 2 + 10 · 0.6 = 8
     found = findings.head_memory(8 * GIB - 1, 10, a_trial)
     assert found.state == "bad" and found.remedy.startswith("--concurrent 9")

@@ -101,7 +101,7 @@ def test_the_report_of_tuned_fields(tmp_path, sweeps, stored):
     assert text.count("data:image/png;base64") == 5
     text = html.with_suffix(".md").read_text()
     for part in (
-        "7 of 8 trials (5 completed, 1 stopped early, 1 failed). Best: β=0.2 γ=0.3, mAP 14.00.",
+        "7 of 8 trials (5 completed, 1 stopped early, 1 failed). Best: β=0.2 γ=0.3, mAP 14.00 (selected on test, as",
         "The teacher on both sides, ResNet101@256, reaches mAP 50.00.",
         "measured on inshop under “query against gallery”",
         "## β at γ=0.1",
