@@ -89,8 +89,8 @@ def test_gpus():
 def test_head_memory():
     a_trial = cluster.CONTROL_BYTES
     assert a_trial == 0.25 * GIB
-    assert findings.head_memory(8 * GIB, 10, a_trial).state == "ok"  # 2 + 10 · 0.6 = 8
-    found = findings.head_memory(8 * GIB - 1, 10, a_trial)
+    assert findings.head_memory(4.5 * GIB, 10, a_trial).state == "ok"  # 2 + 10 · 0.25 = 4.5
+    found = findings.head_memory(4.5 * GIB - 1, 10, a_trial)
     assert found.state == "bad" and found.remedy.startswith("--concurrent 9")
     found = findings.head_memory(GIB, 1, a_trial)
     assert found.state == "bad" and "--concurrent" not in found.remedy
