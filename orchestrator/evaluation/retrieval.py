@@ -117,7 +117,7 @@ def evaluate(
     order_G = gallery_identity_G.argsort(stable=True)
     sorted_G = gallery_identity_G[order_G]
     both = torch.promote_types(query_identity_Q.dtype, sorted_G.dtype)
-    query_identity_Q, sorted_G = query_identity_Q.to(both), sorted_G.to(both)
+    query_identity_Q, sorted_G = query_identity_Q.to(both).contiguous(), sorted_G.to(both)
     first_Q, last_Q = (torch.searchsorted(sorted_G, query_identity_Q, right=right) for right in (False, True))
     average_precision_Q = np.full(queries, np.nan)
     inverse_penalty_Q = np.full(queries, np.nan)
