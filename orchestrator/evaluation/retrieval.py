@@ -9,8 +9,8 @@ Queries without a relevant image left are skipped and counted. Means are over th
 (Oxford buildings, the first tool of Market-1501) is there on request: the mean with the precision just before the hit,
 (j - 1) / (r_j - 1), and 1 before rank 1. Not comparable: MAP@R, R@K with a cut gallery.
 
-Only the ranks of relevant images matter. So only similarities from a query's worst relevant image on are sorted, as
-numbers without their indices, and looked up; of a trained network they are few. Where an irrelevant image is exactly
+Only the ranks of relevant images matter. So only similarities from a query's worst relevant image on are counted, or
+sorted without their indices; of a trained network they are few. Where an irrelevant image is exactly
 as near as a relevant one, the gallery index decides, and the whole row is sorted with it.
 """
 
@@ -28,6 +28,7 @@ from torch import Tensor
 
 MAX_RANK = 50
 PrecisionRule = Literal["precision", "trapezoid"]
+_COUNTED = 48  # relevant images of a query up to which two passes for each are quicker than to sort once
 _BLOCK_BYTES = 256 * 2**20  # of float32 similarities alive at once
 
 
@@ -267,7 +268,7 @@ def _count(similarity_BG: Tensor, relevant_BP: Tensor, counts_B: Tensor) -> tupl
 
 
 def _count_on_host(similarity_BG: Tensor, relevant_BP: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`_count`, row by row: NumPy sorts many times faster than torch does there, and leaves the rest out."""
+    """As :func:`_count`, row by row, of what is as near as the worst relevant entry: few of them need no sorting."""
     similarity_BG, relevant_BP, counts_B = (values.numpy() for values in (similarity_BG, relevant_BP, counts_B))
     from_BP, above_BP = np.zeros((2, *relevant_BP.shape), np.int64)
 
@@ -277,9 +278,13 @@ def _count_on_host(similarity_BG: Tensor, relevant_BP: Tensor, counts_B: Tensor)
             if not len(relevant_P):
                 continue
             near = similarity_BG[row][similarity_BG[row] >= relevant_P[0]]
-            near.sort()
-            from_BP[row, : len(relevant_P)] = len(near) - near.searchsorted(relevant_P)
-            above_BP[row, : len(relevant_P)] = len(near) - near.searchsorted(relevant_P, "right")
+            if len(relevant_P) <= _COUNTED:
+                from_BP[row, : len(relevant_P)] = [np.count_nonzero(near >= bound) for bound in relevant_P]
+                above_BP[row, : len(relevant_P)] = [np.count_nonzero(near > bound) for bound in relevant_P]
+            else:
+                near.sort()
+                from_BP[row, : len(relevant_P)] = len(near) - near.searchsorted(relevant_P)
+                above_BP[row, : len(relevant_P)] = len(near) - near.searchsorted(relevant_P, "right")
 
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:

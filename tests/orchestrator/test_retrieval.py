@@ -99,8 +99,10 @@ def test_blocks_do_not_change_the_result(block_bytes):
 
 
 @pytest.mark.parametrize("lattice", [False, True], ids=["random", "ties"])
-def test_a_device_counts_what_the_host_counts(lattice):
+@pytest.mark.parametrize("counted", [0, 48], ids=["sorted", "counted"])
+def test_a_device_counts_what_the_host_counts(lattice, counted, monkeypatch):
     """Rows without any relevant entry and rows of removed ones are among them."""
+    monkeypatch.setattr(retrieval, "_COUNTED", counted)
     query, gallery, qid, gid, _ = random_case(2, lattice=lattice)
     similarity = torch.from_numpy(query @ gallery.T)
     similarity[3:5, 10:30] = -torch.inf
