@@ -115,8 +115,13 @@ def largest_columns(value_BN: Tensor, count: int) -> Tensor:
     [[1, 3, 0]]
     """
     rows = max(1, _SORTED_AT_ONCE // value_BN.shape[1])
-    parts = (part_RN.argsort(dim=1, descending=True, stable=True)[:, :count] for part_RN in value_BN.split(rows))
-    return torch.cat(list(parts))
+    # Copies: a slice would keep the places of its whole part alive.
+    return torch.cat(
+        [
+            part_RN.argsort(dim=1, descending=True, stable=True)[:, :count].contiguous()
+            for part_RN in value_BN.split(rows)
+        ]
+    )
 
 
 def in_chunks(rows_at_once: int, function: Callable[..., Tensor], *by_row: Tensor) -> Tensor:

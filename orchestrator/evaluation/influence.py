@@ -22,14 +22,13 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from orchestrator.evaluation.verification import GRID, accepted_by_fold, checked, equal_error_rate, tar_at_far
+from orchestrator.evaluation.verification import checked, equal_error_rate, measured_fars, tar_at_far, ten_fold_accuracy
 from orchestrator.method import PairScores
 
 
 def rates(pairs: PairScores) -> list[str]:
     """Names of the rates that can be said of a set: "accuracy", "eer", "auc", "tar_1e-3", …, as metrics have them."""
-    impostors = int((~pairs.same_P).sum())
-    fars = [f"{10.0**-k:.0e}".replace("e-0", "e-") for k in range(1, 7) if impostors * 10.0**-k >= 1 - 1e-9]
+    fars = measured_fars(pairs.same_P)
     if pairs.templates:
         return [f"{prefix}{far}" for prefix in ("tar_", "tar_strict_") for far in fars]
     return ["accuracy", "eer", "auc", *(f"tar_{far}" for far in fars)]
@@ -82,10 +81,8 @@ def people_of(rows_P2: np.ndarray, same_P: np.ndarray) -> np.ndarray:
 
 def _ten_fold(score_P: np.ndarray, same_P: np.ndarray, folds: int) -> tuple[float, np.ndarray]:
     """A threshold that makes accuracy largest moves it by nothing to first order: pairs are right or wrong."""
-    genuine_FK, impostor_FK = accepted_by_fold(score_P, same_P, folds, GRID)
-    right_FK = genuine_FK[:, :-1] + impostor_FK[:, -1:] - impostor_FK[:, :-1]
-    best_F = (right_FK.sum(0) - right_FK).argmax(1)
-    threshold_P = np.repeat(GRID[best_F], len(score_P) // folds)
+    threshold_F = ten_fold_accuracy(score_P, same_P, folds).threshold_F
+    threshold_P = np.repeat(threshold_F, len(score_P) // folds)
     right_P = (np.maximum(2 - 2 * score_P, 0) < threshold_P) == same_P
     return float(right_P.mean()), (right_P - right_P.mean()) / len(right_P)
 

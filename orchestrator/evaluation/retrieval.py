@@ -226,8 +226,12 @@ def _spans(first_B: Tensor, last_B: Tensor) -> tuple[Tensor, Tensor]:
     """Row number and value of every number from first to last (exclusive) of each row, row by row: (R,), (R,)."""
     counts_B = last_B - first_B
     row_R = torch.repeat_interleave(counts_B)
-    within_R = torch.arange(len(row_R), device=row_R.device) - (counts_B.cumsum(0) - counts_B)[row_R]
-    return row_R, first_B[row_R] + within_R
+    return row_R, first_B[row_R] + _places(row_R, counts_B)
+
+
+def _places(row_R: Tensor, counts_B: Tensor) -> Tensor:
+    """The place of every entry in its row, from 0, where entries come row by row."""
+    return torch.arange(len(row_R), device=row_R.device) - (counts_B.cumsum(0) - counts_B)[row_R]
 
 
 def _relevant_ranks(similarity_BG: Tensor, row_R: Tensor, column_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,9 +245,8 @@ def _relevant_ranks(similarity_BG: Tensor, row_R: Tensor, column_R: Tensor) -> t
     if most == 0:
         return torch.ones(rows, 1, device=device, dtype=torch.int64), counts_B
     place_P = torch.arange(most, device=device)
-    slot_R = torch.arange(len(row_R), device=device) - (counts_B.cumsum(0) - counts_B)[row_R]
     relevant_BP = torch.full((rows, most), torch.inf, device=device)  # rising, padded at the end
-    relevant_BP[row_R, slot_R] = similarity_BG[row_R, column_R]
+    relevant_BP[row_R, _places(row_R, counts_B)] = similarity_BG[row_R, column_R]
     relevant_BP = relevant_BP.sort(dim=1).values
     count = _count_on_host if device.type == "cpu" else _count
     from_BP, above_BP = count(similarity_BG, relevant_BP, counts_B)

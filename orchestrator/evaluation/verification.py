@@ -21,8 +21,9 @@ __all__ = [
     "val_at_far",
 ]  # fmt: skip
 
-GRID = np.arange(400) / 100  # squared distances, 0 … 3.99
+_GRID = np.arange(400) / 100  # squared distances, 0 … 3.99
 _FINE_GRID = np.arange(4000) / 1000
+_FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _LARGEST = 1.01  # cosine, in half precision
 
 
@@ -80,12 +81,12 @@ def ten_fold_accuracy(score_P: np.ndarray, same_P: np.ndarray, folds: int = 10) 
     >>> ten_fold_accuracy(np.array([0.9, 0.1, 0.9, 0.2]), np.array([True, False, True, False]), folds=2)[:2]
     (1.0, 0.0)
     """
-    genuine_FK, impostor_FK = accepted_by_fold(score_P, same_P, folds, GRID)
+    genuine_FK, impostor_FK = _accepted(score_P, same_P, folds, _GRID)
     impostors_F = impostor_FK[:, -1:]
     right_FK = genuine_FK[:, :-1] + impostors_F - impostor_FK[:, :-1]
     best_F = (right_FK.sum(0) - right_FK).argmax(1)  # on the other folds; the first best
     accuracy_F = right_FK[np.arange(folds), best_F] / (len(score_P) // folds)
-    return TenFold(float(accuracy_F.mean()), float(accuracy_F.std()), accuracy_F, GRID[best_F])
+    return TenFold(float(accuracy_F.mean()), float(accuracy_F.std()), accuracy_F, _GRID[best_F])
 
 
 def val_at_far(score_P: np.ndarray, same_P: np.ndarray, far: float, folds: int = 10) -> ValAtFar:
@@ -107,7 +108,7 @@ def val_at_far(score_P: np.ndarray, same_P: np.ndarray, far: float, folds: int =
     >>> val_at_far(np.array([0.9, 0.1, 0.8, 0.2]), np.array([True, False, True, False]), far=0.5, folds=2).mean
     1.0
     """
-    genuine_FK, impostor_FK = accepted_by_fold(score_P, same_P, folds, _FINE_GRID)
+    genuine_FK, impostor_FK = _accepted(score_P, same_P, folds, _FINE_GRID)
     genuine_F, impostors_F = genuine_FK[:, -1], impostor_FK[:, -1]
     check_rate("far", far)
     if far * impostors_F.sum() < 1 - ROUNDED:
@@ -169,6 +170,25 @@ def tar_at_far(
     return TarAtFar(float((genuine > bound).mean()), float(threshold), float((impostor > bound).mean()))
 
 
+def measured_fars(same_P: np.ndarray) -> dict[str, float]:
+    """The usual false accept rates that the impostor pairs can measure, by how metrics write them.
+
+    >>> measured_fars(np.array([True, *100 * [False]]))
+    {'1e-1': 0.1, '1e-2': 0.01}
+    """
+    impostors = int((~same_P).sum())
+    return {shown(far): far for far in _FARS if far * impostors >= 1 - ROUNDED}
+
+
+def shown(rate: float) -> str:
+    """A rate as metrics' names have it.
+
+    >>> shown(1e-4)
+    '1e-4'
+    """
+    return f"{rate:.0e}".replace("e-0", "e-")
+
+
 def equal_error_rate(score_P: np.ndarray, same_P: np.ndarray) -> float:
     """(FPR + FNR) / 2 at the first smallest |FPR - FNR| over all distinct scores and (0, 0); nothing is interpolated.
 
@@ -218,9 +238,7 @@ def roc(score_P: np.ndarray, same_P: np.ndarray, points: int = 1000) -> Roc:
     return Roc(impostor_K[kept] / impostors, genuine_K[kept] / genuine_K[-1], threshold_K[kept])
 
 
-def accepted_by_fold(
-    score_P: np.ndarray, same_P: np.ndarray, folds: int, grid_K: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _accepted(score_P: np.ndarray, same_P: np.ndarray, folds: int, grid_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How many genuine and impostor pairs of every fold are nearer than each threshold, and all of them: (F, K + 1)."""
     score_P, same_P = checked(score_P, same_P)
     if folds < 2 or len(score_P) % folds:

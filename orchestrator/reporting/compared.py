@@ -1,7 +1,7 @@
 """Which rows are told apart: runs of one row with all their seeds, their differences, and how sure those are."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,6 +27,7 @@ class Row:
     run_ids: tuple[str, ...]
     queries: tuple[Queries, ...] = ()  # of every seed, where metrics are means over queries
     pairs: tuple[Mapping[str, PairScores], ...] = ()  # of every seed, where they are rates of pairs
+    _kept: dict[str, list[tuple[float, np.ndarray]]] = field(default_factory=dict, repr=False, compare=False)
 
     def seeds(self, metric: str) -> list[float]:
         """The metric of every seed."""
@@ -53,8 +54,12 @@ class Row:
         return self.pairs[0][metric.partition("/")[0]].people_P2
 
     def _rates(self, metric: str) -> list[tuple[float, np.ndarray]]:
-        of_set, _, name = metric.partition("/")
-        return [influence.rate(one[of_set], name) for one in self.pairs]
+        """The rate of every seed with the influence of every pair; of the metric that was asked last, kept."""
+        if metric not in self._kept:
+            of_set, _, name = metric.partition("/")
+            self._kept.clear()
+            self._kept[metric] = [influence.rate(one[of_set], name) for one in self.pairs]
+        return self._kept[metric]
 
     @cached_property
     def metrics(self) -> list[Metric]:

@@ -16,7 +16,9 @@ from orchestrator.evaluation.verification import (
     equal_error_rate,
     flip_summed,
     mate_ranks,
+    measured_fars,
     pair_scores,
+    shown,
     tar_at_far,
     template_embeddings,
     ten_fold_accuracy,
@@ -29,7 +31,6 @@ from orchestrator.families.retrieval.data import Source
 from orchestrator.method import Evaluation, PairScores
 
 _AVERAGED = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")  # in the column "Avg" of published tables
-FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -164,18 +165,9 @@ def _pairs(one: Pairs, found: Embedded) -> tuple[dict[str, float], np.ndarray]:
 
 
 def _tars(score_P: np.ndarray, same_P: np.ndarray, prefix: str, rule: str) -> dict[str, float]:
-    impostors = int((~same_P).sum())
-    measured = [far for far in FARS if far * impostors >= 1 - 1e-9]
-    return {f"{prefix}{shown(far)}": tar_at_far(score_P, same_P, far, rule).tar for far in measured}
-
-
-def shown(rate: float) -> str:
-    """A rate as metrics' names have it.
-
-    >>> shown(1e-4)
-    '1e-4'
-    """
-    return f"{rate:.0e}".replace("e-0", "e-")
+    return {
+        f"{prefix}{name}": tar_at_far(score_P, same_P, far, rule).tar for name, far in measured_fars(same_P).items()
+    }
 
 
 def _first_image_each(unit_ND: np.ndarray, identity_N: np.ndarray) -> dict[str, float]:
