@@ -215,8 +215,8 @@ def _studentised(
     step = max(1, _DRAWN // identities)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
-        drawn = generator.integers(0, identities, (rows, identities), dtype=np.int32)
-        drawn += np.arange(rows, dtype=np.int32)[:, None] * identities
+        drawn = generator.integers(0, identities, (rows, identities))  # 64 bits: bincount would copy any other
+        drawn += np.arange(rows)[:, None] * identities
         times_RI = np.bincount(drawn.ravel(), minlength=rows * identities).reshape(rows, identities)
         away, count, squares, mixed, counts = (times_RI.astype(float) @ columns_I5).T
         shift = away / count
