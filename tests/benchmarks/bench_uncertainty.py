@@ -32,10 +32,7 @@ def compare(queries: int, people: int, resamples: int) -> None:
     first_Q, second_Q = rng.random(queries), rng.random(queries)
     ours = min(taken(lambda: difference(first_Q, second_Q, identity_Q, resamples=resamples)) for _ in range(3))
     block, few = max(1, 2**18 // people), max(1, resamples // 50)  # the alternative in part, scaled up
-    limit = min(
-        taken(lambda: [rng.integers(0, people, (block, people)) for _ in range(-(-resamples // block))])
-        for _ in range(3)
-    )
+    limit = min(taken(lambda: drawn(rng, people, block, resamples)) for _ in range(3))
     loop = taken(lambda: plain(first_Q - second_Q, identity_Q, few)) * resamples / few
     print(
         f"{people:6,} people: {ours:.2f} s, {ours / limit:.1f} × drawing them ({limit:.2f} s); "
@@ -47,6 +44,11 @@ def taken(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def drawn(rng: np.random.Generator, people: int, block: int, resamples: int) -> None:
+    for _ in range(-(-resamples // block)):
+        rng.integers(0, people, (block, people))
 
 
 def plain(value_Q: np.ndarray, identity_Q: np.ndarray, resamples: int) -> list[float]:
