@@ -4,6 +4,8 @@ Tests of all of them: ``tests/on_ray``.
 """
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -12,6 +14,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from orchestrator.on_ray.environment import is_secret
@@ -31,27 +34,65 @@ __all__ = [
 
 
 class Trainer(DataParallelTrainer):
-    """The trainer of the second version of Ray Train without any framework, and without three helpers of every trial.
+    """The trainer of the second version of Ray Train without any framework, and without four helpers of every trial.
 
-    Each is a process of 190 MB or more that takes seconds of a core to start: nobody reads Ray data sets here, worker
-    groups are given back by :class:`orchestrator.on_ray.janitor.Janitor`, and the controller runs in the process that
-    is there to wait for it.
+    Each is a process of 170 MB or more that takes a second of a core to start: nobody reads Ray data sets here, worker
+    groups are given back by :class:`orchestrator.on_ray.janitor.Janitor`, the controller runs in the process that
+    is there to wait for it, and a worker that is alone meets nobody.
     Upgrade: a public name for the trainer; ``_create_default_callbacks``; ``_initialize_and_run_controller``, which
     makes an actor of ``TrainController`` and calls ``run`` and ``get_result``.
     """
 
     def _initialize_and_run_controller(self, **given: Any) -> Any:
-        controller = TrainController(**given)
-        try:
-            asyncio.run(controller.run())
-        finally:
-            if controller.get_worker_group() is not None:  # left alone by a trial that Tune has stopped
-                controller.get_worker_group().shutdown()
-        return controller.get_result()
+        with _no_barrier() if self.scaling_config.num_workers == 1 else contextlib.nullcontext():
+            controller = TrainController(**given)
+            try:
+                asyncio.run(controller.run())
+            finally:
+                if controller.get_worker_group() is not None:  # left alone by a trial that Tune has stopped
+                    controller.get_worker_group().shutdown()
+            return controller.get_result()
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+
+class _Answer:
+    def remote(self, *, data: Any, **who: Any) -> Any:
+        return ray.put(data)
+
+
+class _Alone:
+    """Stands in for the actor in which the workers of a group wait for each other, where there is one worker.
+
+    The worker calls it as it would call the actor, and is told what it said.
+    """
+
+    broadcast_from_rank_zero = _Answer()
+
+    @classmethod
+    def options(cls, **where: Any) -> type["_Alone"]:
+        return cls
+
+    @classmethod
+    def remote(cls, **patience: Any) -> "_Alone":
+        return cls()
+
+
+@contextlib.contextmanager
+def _no_barrier() -> Iterator[None]:
+    """Worker groups that are made here have no actor to wait in.
+
+    Upgrade: ``worker_group.SynchronizationActor``, of which a worker calls ``broadcast_from_rank_zero`` alone, and
+    ``state._shutdown_sync_actor``, which ends it.
+    """
+    actor, end = worker_group.SynchronizationActor, state._shutdown_sync_actor
+    worker_group.SynchronizationActor, state._shutdown_sync_actor = _Alone, lambda nobody: None
+    try:
+        yield
+    finally:
+        worker_group.SynchronizationActor, state._shutdown_sync_actor = actor, end
 
 
 class Told(UserCallback):

@@ -31,6 +31,8 @@ made = find.method(method).experiment(recipe, plan.prepared_for(point), Where(pl
 next(iter(made.batches(1)))
 """
 
+OF_A_TRIAL = ("Implicit", "Train", "Queue", "Synchronization")  # parts of the titles of its processes
+
 
 class Board:
     """When trials were decided on, when their first epoch came, and when they ended."""
@@ -59,7 +61,7 @@ def memory(stop: threading.Event, found: dict[str, float]) -> None:
         for process in Path("/proc").iterdir():
             try:
                 title = (process / "cmdline").read_bytes().split(b"\0")[0].decode()
-                if title.startswith("ray::") and ("Implicit" in title or "Train" in title or "Queue" in title):
+                if title.startswith("ray::") and any(part in title for part in OF_A_TRIAL):
                     lines = (process / "smaps_rollup").read_text().splitlines()
                     name = title.removeprefix("ray::").partition(".")[0]
                     now[name] = now.get(name, 0) + sum(int(x.split()[1]) for x in lines if x.startswith("Pss:")) / 1024
