@@ -54,6 +54,7 @@ VARIANTS = {
     "online teacher, images decoded": {"views": "online", "pixel_cache": "off"},
     "cached embeddings, images decoded": {"views": "clean", "pixel_cache": "off"},
     "cached embeddings + pixel cache": {"views": "clean", "pixel_cache": "on"},
+    "the same, tables on the device": {"views": "clean", "pixel_cache": "device"},
 }
 
 
@@ -67,24 +68,26 @@ def main() -> None:
     device = torch.cuda.get_device_name() if GPU else f"CPU, {torch.get_num_threads()} threads"
     print(f"{device}, torch {torch.__version__}; {args.images} JPEG files of {args.side} pixels; {NETS[GPU]}")
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_images(root / "data", args.images, args.side)
-        schedule = {"train.epochs": args.epochs, "warmup_epochs": 0, "constant_epochs": 0}
-        scratch = {"student.pretrained": "false", "teacher.pretrained": "false", "student.pixels": "imagenet",
-                   "teacher.pixels": "imagenet"}  # fmt: skip
-        base = changed(find.recipe("d3still", "folder"), {**NETS[GPU], **scratch, **schedule})
-        own = base.teacher.network
-        config = EmbedderConfig(
-            backbone=own.name, width=own.width, image_size=own.size, embedding_dim=base.embedding_dim
-        )
-        checkpoint.save_model(root, Embedder(config), {}, "teacher")
-        base = changed(base, {"teacher.weights": str(root / "teacher.safetensors")})
-        place = Place(str(root / "runs"), str(root / "data"))
+        base, place = recipe_of(Path(folder), args.images, args.side, args.epochs)
         results = {name: measure(changed(base, change), place, args.epochs) for name, change in VARIANTS.items()}
         limit = student_alone(changed(base, VARIANTS["cached embeddings + pixel cache"]), place)
     slowest = results["online teacher, images decoded"]
     for name, rate in {**results, "limit: student step, data on the device": limit}.items():
         print(f"{name:42} {rate:10.0f} images/s   {rate / slowest:6.2f} ×   {100 * rate / limit:5.1f} % of the limit")
+
+
+def recipe_of(root: Path, images: int, side: int, epochs: int):
+    """A recipe with a teacher of random weights, its JPEG files, and the place for both, in a folder."""
+    write_images(root / "data", images, side)
+    schedule = {"train.epochs": epochs, "warmup_epochs": 0, "constant_epochs": 0}
+    scratch = {"student.pretrained": "false", "teacher.pretrained": "false", "student.pixels": "imagenet",
+               "teacher.pixels": "imagenet"}  # fmt: skip
+    base = changed(find.recipe("d3still", "folder"), {**NETS[GPU], **scratch, **schedule})
+    own = base.teacher.network
+    config = EmbedderConfig(backbone=own.name, width=own.width, image_size=own.size, embedding_dim=base.embedding_dim)
+    checkpoint.save_model(root, Embedder(config), {}, "teacher")
+    base = changed(base, {"teacher.weights": str(root / "teacher.safetensors")})
+    return base, Place(str(root / "runs"), str(root / "data"))
 
 
 def measure(recipe, place: Place, epochs: int) -> float:
@@ -112,7 +115,9 @@ def experiment_of(recipe, place: Place):
         return met[need.key]
 
     needs = method.needs(recipe, place)
-    return method.experiment(recipe, Prepared(place, {role: meet(need) for role, need in needs.items()}), where)
+    made = method.experiment(recipe, Prepared(place, {role: meet(need) for role, need in needs.items()}), where)
+    made.task.to(memory_format=torch.channels_last)  # as fit does
+    return made
 
 
 def student_alone(recipe, place: Place) -> float:
