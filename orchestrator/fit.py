@@ -6,11 +6,12 @@ the optimiser, the random generators of all ranks and the history; rates and dra
 stands.
 """
 
+import collections
 import copy
 import math
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -144,6 +145,43 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return [to_device(v, device) for v in batch] if isinstance(batch, list | tuple) else batch
 
 
+def sent_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on the device. To a GPU each is sent while the step before it is computed.
+
+    It travels on a stream of its own, out of page-locked memory, which torch hands out again when a copy from it is
+    over: two batches' worth in turn. The step waits for the copy on the device; the host waits for neither.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield to_device(batch, device)
+        return
+    own, sent = torch.cuda.Stream(device), collections.deque[tuple[Batch, torch.cuda.Event]]()
+    for batch in batches:
+        with torch.cuda.stream(own):
+            sent.append((to_device(batch, device), own.record_event()))
+        if len(sent) > 1:
+            yield _received(*sent.popleft(), device)
+    for batch, arrived in sent:
+        yield _received(batch, arrived, device)
+
+
+def _received(batch: Batch, arrived: torch.cuda.Event, device: torch.device) -> Batch:
+    """A batch whose copy the following operations wait for, and whose memory is not given away before they are over."""
+    step = torch.cuda.current_stream(device)
+    step.wait_event(arrived)
+    for tensor in _tensors(batch):
+        tensor.record_stream(step)
+    return batch
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, dict | list):
+        for value in batch.values() if isinstance(batch, dict) else batch:
+            yield from _tensors(value)
+
+
 def _forward(task: Task, experiment: Experiment, device: torch.device) -> Callable[[Batch], Losses]:
     module: torch.nn.Module = task
     if distributed.world_size() > 1:
@@ -219,17 +257,17 @@ def _train_epoch(
     waiting: tuple[int, Losses, list[str]] | None = None
     steps, total_steps = 0, experiment.steps_per_epoch
     before = (epoch - 1) * total_steps
-    for raw in experiment.batches(epoch):
+    for batch in sent_ahead(experiment.batches(epoch), device):
         within = steps / total_steps if total_steps else 0.0
         rates.append(_set_rate(experiment, Progress(epoch, before + steps, within)))
-        losses = forward(to_device(raw, device))
+        losses = forward(batch)
         norm = _step(experiment, losses)
         # Looked at one step late, so that a GPU never waits for the host in the middle of a step.
         if waiting is not None:
             _check_finite(epoch, *waiting)
         detached = Losses({k: t.detach() for k, t in losses.terms.items()}, losses.weights)
         steps += 1
-        waiting = steps, detached, _names(raw)
+        waiting = steps, detached, _names(batch)
         for name, term in detached.terms.items():
             means.add(f"loss/{name}", term)
             means.add(f"loss_weighted/{name}", term * losses.weights[name])

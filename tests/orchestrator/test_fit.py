@@ -1,5 +1,6 @@
 """The loop, on a toy of a few numbers: rates, banks, absent terms, checkpoints, and resumes bit for bit."""
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -458,3 +459,49 @@ def test_frozen_modules_and_buffers_are_not_sent(parallel, monkeypatch):
 def test_batches_are_moved_with_all_that_is_in_them():
     moved = to_device({"a": torch.ones(1), "b": [torch.ones(2), ("x", torch.ones(3))], "names": ["n"], "c": 1}, CPU)
     assert moved["b"][1][1].shape == (3,) and moved["names"] == ["n"] and moved["c"] == 1
+
+
+def test_a_gpu_gets_a_batch_while_the_step_before_is_computed(monkeypatch):
+    """With the device's calls noted instead of made: who sends, who waits for what, and in which order."""
+    told: list[str] = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            return told[-1]
+
+        def wait_event(self, event):
+            told.append(f"{self.name} waits for {event!r}")
+
+    entered = []
+
+    @contextlib.contextmanager
+    def on(stream):
+        entered.append(stream.name)
+        yield
+        entered.pop()
+
+    def moved(batch, device):
+        told.append(f"{entered[-1]} sends {batch['number']}")
+        return batch
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("own"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("step"))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(fit, "to_device", moved)
+    for batch in fit.sent_ahead(({"number": number} for number in range(3)), torch.device("cuda")):
+        assert not entered, "the step is computed on its own stream"
+        told.append(f"step {batch['number']}")
+    sends = [f"own sends {number}" for number in range(3)]
+    waits = [f"step waits for {sent!r}" for sent in sends]
+    assert told == [sends[0], sends[1], waits[0], "step 0", sends[2], waits[1], "step 1", waits[2], "step 2"]
+    assert list(fit.sent_ahead(iter(()), torch.device("cuda"))) == []
+
+
+def test_on_the_host_no_batch_is_made_before_its_step():
+    made = []
+    batches = (made.append(number) or {"number": number} for number in range(3))
+    for number, batch in enumerate(fit.sent_ahead(batches, CPU)):
+        assert batch == {"number": number} and made == list(range(number + 1))
