@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from orchestrator import checkpoint, find, tables
@@ -152,16 +153,32 @@ def test_tables_on_the_device_change_no_number(method, changes, experiment, monk
     assert on_host == on_device and all(torch.equal(value, others[name]) for name, value in weights.items())
 
 
+OF_SCENES = {"person_search", "weak_search"}
+
+
+@pytest.mark.parametrize("method", ["ddps", "rsiamnet"])
+def test_a_step_whose_shapes_are_not_known_is_not_compiled(method, experiment):
+    with pytest.raises(ValueError, match=r"run.compile=true: how many people a scene has .*; use false"):
+        experiment(method, **{"run.compile": True})
+
+
 @pytest.mark.parametrize("method", ["sureid", "ddps", "rsiamnet"])
 def test_frames_that_stay_on_the_host_are_not_asked_to_the_device(method, experiment):
     with pytest.raises(ValueError, match=r"run.pixel_cache=device: .* on the host.*; use on"):
         experiment(method, **{"run.pixel_cache": "device"})
 
 
-COMPILED = [("d3still", {"views": "recorded"}), ("raml", {}), ("supervised", {})]
+def compiled_cases():
+    """Of every method whose step has one shape its first case; three in the default suite."""
+    quick = {"d3still": {"views": "recorded"}, "raml": {}, "supervised": {}}
+    yield from (pytest.param(*case, id=case[0]) for case in quick.items())
+    for name in find.methods():
+        if name not in quick and find.method(name).family not in OF_SCENES:
+            changes = tiny.family_of(name).CASES.get(name, ({},))[0]
+            yield pytest.param(name, changes, marks=pytest.mark.slow, id=name)
 
 
-@pytest.mark.parametrize(("method", "changes"), COMPILED, ids=lambda value: str(value))
+@pytest.mark.parametrize(("method", "changes"), compiled_cases())
 def test_a_compiled_step_is_captured_whole_and_once(method, changes, experiment, monkeypatch):
     """Without its code generator, which needs minutes: what is captured is the same."""
     from torch._dynamo import reset, utils

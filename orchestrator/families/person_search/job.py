@@ -188,6 +188,8 @@ def check_scenes(recipe: Any, workers: int) -> None:
     for name in data.parts_of(recipe.data.name):
         find.dataset(name)
     check_cached_on_host(recipe.run, "frames and their boxes are put together on the host")
+    if recipe.run.compile:
+        raise ValueError("run.compile=true: how many people a scene has is known only in its step; use false")
     if recipe.data.skip_unreadable:
         raise ValueError("skip_unreadable: a frame that is left out may hold somebody who is searched; repair it")
     if recipe.batch.scenes % workers:
