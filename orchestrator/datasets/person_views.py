@@ -109,6 +109,7 @@ def laid_over(images_BCHW: Tensor, overlay_B4HW: Tensor) -> Tensor:
 
 
 @cache
+@torch.compiler.assume_constant_result  # what a compiled step captures has no place for the generator
 def _canvas(height: int, width: int, device: torch.device) -> Tensor:
     return torch.randn(3, 2 * height, 2 * width, generator=torch.Generator().manual_seed(0)).to(device)
 

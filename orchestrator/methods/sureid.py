@@ -95,7 +95,7 @@ class SUReID(Task):
             x.unflatten(0, (distributed.world_size(), groups, -1)).transpose(0, 1).flatten(1, 2)
             for x in (feature_BD, label_B, camera_B)
         ]
-        triplet = torch.stack([self._triplet(*view) for view in zip(*of_view, strict=True)]).mean()
+        triplet = torch.stack([self._triplet(*(x[view] for x in of_view)) for view in range(groups)]).mean()
         return Losses({"identity": identity, "triplet": triplet}, {"identity": recipe.beta, "triplet": recipe.beta})
 
     def _triplet(self, feature_BD: Tensor, label_B: Tensor, camera_B: Tensor) -> Tensor:
