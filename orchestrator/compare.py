@@ -1,5 +1,7 @@
 """How far runs are apart, and how sure that is: ``python -m orchestrator.compare RUN_A RUN_B […]``."""
 
+from dataclasses import replace
+
 import typer
 from rich.table import Table
 
@@ -9,7 +11,12 @@ from orchestrator.launch import shelf
 from orchestrator.recipe import did_you_mean
 from orchestrator.reporting import compared, scores
 
-METRIC = typer.Option([], "--metric", help="As the runs log it; may be repeated. Default: all.", metavar="NAME")
+METRIC = typer.Option(
+    [],
+    "--metric",
+    help="As the runs log it; may be repeated. Default: all. p allows for the rows, not for the metrics.",
+    metavar="NAME",
+)
 
 
 @command.app
@@ -30,6 +37,11 @@ def main(
     rows = [compared.row_of(uri, run_id, alone) for run_id in runs]
     if twice := [row.title for at, row in enumerate(rows) if row.run_ids in [other.run_ids for other in rows[:at]]]:
         raise ValueError(f"{twice[0]} is named twice; --alone compares single runs of one row")
+    titles = [row.title for row in rows]
+    rows = [
+        replace(row, title=f"{row.title} ({row.run_ids[0][:8]})") if titles.count(row.title) > 1 else row
+        for row in rows
+    ]
     compared.check_same_queries(rows)
     first, *others = rows
     known = {one.name: one for one in first.metrics if all(row.has(one.name) for row in others)}
@@ -41,14 +53,15 @@ def main(
         console.print(f"  {row.title}: {len(row.run_ids)} seed(s), {', '.join(row.run_ids)}", markup=False)
     every: list[compared.Difference] = []
     table = Table("row", "metric", "first", "this", "difference", "95 %", "p (Holm)", "could be seen")
-    for name in metric or known:
-        found = [compared.difference(row, first, name) for row in others]
+    for name in dict.fromkeys(metric or known):
+        found = [compared.difference(row, first, name, len(others)) for row in others]
         every += found
         for row, one, p in zip(others, found, compared.holm(found), strict=True):
-            shown = lambda value, own=known[name]: scores.written(own, value)  # noqa: E731
+            metric_of = known[name]
             table.add_row(
-                row.title, known[name].title, shown(first.mean(name)), shown(row.mean(name)), shown(one.value),
-                f"{shown(one.low)} … {shown(one.high)}", f"{p:.2g}", shown(one.detectable),
+                row.title, metric_of.title, scores.written(metric_of, first.mean(name)),
+                scores.written(metric_of, row.mean(name)), *compared.said(metric_of, one), f"{p:.2g}",
+                scores.written(metric_of, one.detectable),
             )  # fmt: skip
     console.print(table)
     if min(len(row.run_ids) for row in rows) > 1:

@@ -30,7 +30,9 @@ def main(
     epochs: int = command.EPOCHS,
     settings: list[str] = command.SET,
     select_on: str = typer.Option(
-        "", "--select-on", help="validation: choose on held-out identities, then confirm the best on test."
+        "",
+        "--select-on",
+        help="test, as papers do, or validation: choose on held-out identities, then confirm the best on test.",
     ),
     confirm: int = typer.Option(None, "--confirm", help="How many of the best are confirmed. Default: 3.", min=1),
     seeds: int = typer.Option(None, "--seeds", help="Seeds of each that is confirmed. Default: 3.", min=1),
@@ -52,6 +54,10 @@ def main(
         if dry_run:
             finished = sum(r.status in ("completed", "pruned", "failed") for r in study.records(plan))
             console.print(f"{plan.sweep}: {finished} of {plan.trials} trials are finished; --resume runs the rest")
+            if plan.confirm:
+                table = confirming.stored(plan)
+                done = sum(r.status == "completed" for r in study.records(table)) if table else 0
+                console.print(f"  then {dry.confirmed(plan.confirm)}: {done} runs are finished", markup=False)
             return
         command.check_servers(plan.tracking_uri, plan.study)
         with command.runner(in_process) as runner:

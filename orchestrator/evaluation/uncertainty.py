@@ -10,7 +10,12 @@ and every resample gives t* = (m* - m) / s*, whose quantiles stand in for Studen
 1993, chapter 12.5; clusters: Davison and Hinkley 1997, chapter 3.8). It holds its level where the plain percentiles of
 m* are too narrow. Seeds add a second source of error that no resample of queries shows; their mean has Student's t with
 the degrees of freedom of their variance, and the two are added as Behrens and Fisher do: s t* + s_seed t. Two seeds
-alone have one degree of freedom, whose quantile is 12.7: that is how little two seeds say.
+alone have one degree of freedom, whose quantile is 12.7: that is how little two seeds say. What a seed does to single
+queries is counted on both sides of that sum, so intervals over seeds are rather too wide than too narrow.
+
+Where few identities differ at all, as in rank-1 accuracy, no resample knows how others would differ. There a test by
+signs decides as well: were there no difference, S_i could as well be -S_i, so that five identities that all speak for
+one side have a p-value of 2 · 2⁻⁵ whatever they add. The larger p-value counts, and the interval then holds 0.
 
 Rates of pairs, such as those of face verification, are compared by what each pair adds to them
 (:mod:`orchestrator.evaluation.influence`).
@@ -30,6 +35,7 @@ from orchestrator.evaluation import influence
 RESAMPLES = 10_000
 LEVEL = 0.05  # of a test; intervals hold 1 - LEVEL
 POWER = 0.8
+_FEW = 1000  # identities that differ: beyond them the test by signs adds nothing
 _DRAWN = 2**18  # identities drawn at once: their counts stay in a core's cache
 
 
@@ -53,7 +59,7 @@ class Difference:
     high: float  # the interval [low, high] holds the true difference with probability 1 - LEVEL
     p: float  # of a difference at least so large where there is none
     error: float  # standard error, of queries and seeds together
-    detectable: float  # the smallest true difference that would be found with probability POWER
+    detectable: float  # the smallest true difference that would be found with probability POWER; inf = not known
     identities: int
     over_seeds: bool  # else the interval says nothing about other seeds
 
@@ -94,6 +100,7 @@ def difference(
     seeds: Seeds | None = None,
     resamples: int = RESAMPLES,
     draw: int = 0,
+    comparisons: int = 1,
 ) -> Difference:
     """How far the mean of the first is above that of the second, and how sure that is.
 
@@ -104,9 +111,12 @@ def difference(
         seeds: what seeds add; None = the interval is of these seeds alone.
         resamples: of identities.
         draw: of the resamples; the same gives the same numbers.
+        comparisons: how many there are in the table, for whose correction ``detectable`` then allows: that of the first
+            step of Holm's, where a difference stands alone.
 
     Raises:
-        ValueError: lengths that differ, a query that one side counts and the other does not, fewer than two identities.
+        ValueError: lengths that differ, a value that is infinite, a query that one side counts and the other does not,
+            fewer than two identities.
 
     >>> found = difference(np.array([1.0, 0.8, 0.9, 0.7]), np.array([0.5, 0.5, 0.6, 0.4]), np.array([3, 3, 8, 9]))
     >>> round(found.value, 3), found.identities, found.over_seeds
@@ -118,6 +128,8 @@ def difference(
             f"both sides and their identities must have one number per query, got {first_Q.shape}, {second_Q.shape} "
             f"and {identity_Q.shape}"
         )
+    if np.isinf(first_Q).any() or np.isinf(second_Q).any():
+        raise ValueError("a query has an infinite score; scores are finite, or NaN where a query is not counted")
     counted_Q = ~np.isnan(first_Q)
     if (counted_Q != ~np.isnan(second_Q)).any():
         apart = int((counted_Q != ~np.isnan(second_Q)).sum())
@@ -128,12 +140,13 @@ def difference(
     mean, error = _mean_and_error(sum_I, count_I)
     generator = np.random.default_rng(draw)
     pivot_R = error * _studentised(sum_I, count_I, mean, resamples, generator)
-    return _difference(mean, error, pivot_R, len(sum_I), seeds, generator)
+    by_signs = _p_by_signs(sum_I[sum_I != 0], generator)
+    return _difference(mean, error, pivot_R, len(sum_I), seeds, generator, by_signs, comparisons)
 
 
 def difference_of_rates(
     first: tuple[float, np.ndarray], second: tuple[float, np.ndarray], people_P2: np.ndarray,
-    seeds: Seeds | None = None, draw: int = 0,
+    seeds: Seeds | None = None, draw: int = 0, comparisons: int = 1,
 ) -> Difference:  # fmt: skip
     """How far a rate of pairs is above another one of the same pairs, and how sure that is.
 
@@ -144,35 +157,61 @@ def difference_of_rates(
         first, second: value and influence of every pair, see :func:`orchestrator.evaluation.influence.rate`; means
             over seeds where there are several.
         people_P2: whose pair it is.
-        seeds, draw: as :func:`difference`.
+        seeds, draw, comparisons: as :func:`difference`.
 
     Raises:
         ValueError: lengths that differ, or pairs of fewer than two people.
     """
     if not len(first[1]) == len(second[1]) == len(people_P2):
         raise ValueError(f"pairs differ in number: {len(first[1])}, {len(second[1])} and people {len(people_P2)}")
-    variance, people = influence.variance(first[1] - second[1], people_P2)
+    apart_P = first[1] - second[1]
+    variance, people = influence.variance(apart_P, people_P2)
     if people < 2:
         raise ValueError(f"the pairs are of {people} person; an interval needs two at least")
     generator, error = np.random.default_rng(draw), math.sqrt(variance)
     pivot_R = error * generator.standard_t(people - 1, RESAMPLES)
-    return _difference(first[0] - second[0], error, pivot_R, people, seeds, generator)
+    # A pair cannot change its sign without those that share its people; so few as can all speak for one side, though.
+    by_signs = min(1.0, 2.0 ** (1 - int((np.abs(apart_P) > 1e-12).sum())))
+    return _difference(first[0] - second[0], error, pivot_R, people, seeds, generator, by_signs, comparisons)
 
 
 def _difference(
     value: float, error: float, pivot_R: np.ndarray, identities: int, seeds: Seeds | None,
-    generator: np.random.Generator,
+    generator: np.random.Generator, by_signs: float, comparisons: int,
 ) -> Difference:  # fmt: skip
-    """What the distribution of the error says of a difference, with what seeds add to it."""
+    """What the distribution of the error and the test by signs say of a difference, with what seeds add to it."""
     whole = error
     if seeds is not None:
         spread = math.sqrt(seeds.variance)
         pivot_R = pivot_R + spread * generator.standard_t(seeds.freedom, len(pivot_R))
         whole = math.hypot(error, spread)
-    low, high = value - _quantile(pivot_R, [1 - LEVEL / 2, LEVEL / 2])
-    detectable = _quantile(np.abs(pivot_R), 1 - LEVEL) + _quantile(pivot_R, POWER)
-    p = _p(pivot_R, value)
-    return Difference(value, float(low), float(high), p, whole, float(detectable), identities, seeds is not None)
+    low, high = (float(bound) for bound in value - _quantile(pivot_R, [1 - LEVEL / 2, LEVEL / 2]))
+    detectable = float(_quantile(np.abs(pivot_R), 1 - LEVEL / comparisons) + _quantile(pivot_R, POWER))
+    p = max(_p(pivot_R, value), by_signs)
+    if by_signs > LEVEL:
+        low, high = min(low, 0.0), max(high, 0.0)
+    if whole == 0.0:  # all differences are equal: nothing is known of others
+        detectable = math.inf
+    return Difference(value, low, high, p, whole, detectable, identities, seeds is not None)
+
+
+def _p_by_signs(sum_K: np.ndarray, generator: np.random.Generator) -> float:
+    """Two-sided p-value of the sum of those that are not 0, if each could as well have the other sign.
+
+    Of all signs where they are few, else of as many random ones as there are resamples; 0 where they are so many that
+    this test and the other one are the same.
+    """
+    count = len(sum_K)
+    if count > _FEW:
+        return 0.0
+    if 2**count <= RESAMPLES:
+        positive = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
+        added = 0
+    else:
+        positive, added = generator.integers(0, 2, (RESAMPLES, count), dtype=np.int8), 1
+    sums = (2.0 * positive - 1.0) @ sum_K
+    least = abs(sum_K.sum()) * (1 - 1e-12)  # equal sums differ in the last digit
+    return float(((np.abs(sums) >= least).sum() + added) / (len(sums) + added))
 
 
 def holm(p_K: Sequence[float]) -> list[float]:

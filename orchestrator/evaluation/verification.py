@@ -8,6 +8,7 @@ more than a few numbers a pair, or a block of probes, at a time.
 # Shape legend: P = pairs (or probes, beside a gallery), F = folds, G = gallery, D = embedding width, K = thresholds,
 # B = probes and R = gallery rows of a block.
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,15 +17,28 @@ from orchestrator.evaluation.identification import ROUNDED, check_rate, exceeded
 from orchestrator.evaluation.templates import flip_summed, pair_scores, template_embeddings, template_scores
 
 __all__ = [
-    "Roc", "TarAtFar", "TenFold", "ValAtFar", "area_under_roc", "equal_error_rate", "flip_summed", "mate_ranks",
-    "pair_scores", "roc", "tar_at_far", "template_embeddings", "template_scores", "ten_fold_accuracy", "tpir_at_fpir",
-    "val_at_far",
+    "Roc", "TarAtFar", "TenFold", "ValAtFar", "area_under_roc", "averaged", "equal_error_rate", "flip_summed",
+    "mate_ranks", "pair_scores", "roc", "tar_at_far", "template_embeddings", "template_scores", "ten_fold_accuracy",
+    "tpir_at_fpir", "val_at_far",
 ]  # fmt: skip
 
+_AVERAGED = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")  # in the column "Avg" of published tables
 _GRID = np.arange(400) / 100  # squared distances, 0 … 3.99
 _FINE_GRID = np.arange(4000) / 1000
 _FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _LARGEST = 1.01  # cosine, in half precision
+
+
+def averaged(folds: Mapping[str, int]) -> list[str]:
+    """Of which sets of pairs an accuracy is the mean: the five whose average papers print, where they are all there.
+
+    Else the sets with folds, else all.
+
+    >>> averaged({"orl": 0, "lfw": 10})
+    ['lfw']
+    """
+    folded = [name for name, count in folds.items() if count]
+    return list(_AVERAGED) if set(_AVERAGED) <= set(folded) else folded or list(folds)
 
 
 class TenFold(NamedTuple):

@@ -43,7 +43,7 @@ def best(plan: Plan, records: Sequence[TrialRecord], count: int) -> dict[str, tu
 
 def stored(plan: Plan) -> Plan | None:
     """The sweep that confirms a search, where it has been made."""
-    return next((one for one in shelf.stored(_name(plan), plan.benchmark) if one.confirms == plan.sweep), None)
+    return next((one for one in shelf.stored(_name(plan), plan.benchmark) if one.confirms == plan.tag), None)
 
 
 def confirmation(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
@@ -68,11 +68,16 @@ def confirmation(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
         early_stopping=False,
         compare=space.compare,
     )
-    recipes = {method: changed(plan.base_recipe(method), {"data.part": "test"}) for method in table.methods}
+    recipes = {method: _on_test(plan.base_recipe(method)) for method in table.methods}
     return shelf.new_plan(
         _name(plan), table, f"{plan.title}, confirmed", plan.benchmark, recipes, plan.where, plan.tracking_uri,
-        len(table.table()), plan.concurrent, plan.workers, plan.gpus_per_worker, confirms=plan.sweep,
+        len(table.table()), plan.concurrent, plan.workers, plan.gpus_per_worker, confirms=plan.tag,
     )  # fmt: skip
+
+
+def _on_test(recipe: Any) -> Any:
+    """Scored on test once, at the end: curves over epochs would be many looks."""
+    return changed(recipe, {"data.part": "test", "train.evaluate_every": recipe.train.epochs})
 
 
 def _name(plan: Plan) -> str:

@@ -44,7 +44,7 @@ class Plan:
     study: str = ""  # address of the database that has its study, without password; empty = SQLite in its folder
     campaign: str = ""  # name of the campaign that it belongs to
     confirm: dict[str, Any] = field(default_factory=dict)  # what follows a search on validation: "points", "seeds"
-    confirms: str = ""  # name of the search whose best points this table trains again
+    confirms: str = ""  # tag of the search whose best points this table trains again
     format: int = FORMAT
 
     @property

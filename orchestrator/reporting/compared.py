@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from orchestrator import find, tracking
-from orchestrator.evaluation import influence, uncertainty
+from orchestrator.evaluation import influence, uncertainty, verification
 from orchestrator.evaluation.uncertainty import Difference
 from orchestrator.launch import trial
 from orchestrator.launch.plan import Plan, TrialRecord
@@ -15,6 +15,8 @@ from orchestrator.method import Metric, PairScores, Queries
 from orchestrator.progress import label
 from orchestrator.reporting import scores
 from orchestrator.reporting.content import Section, TableOf
+
+_MEAN_ACCURACY = "val/accuracy"  # of several sets of pairs, where none is the data set's own
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Row:
     run_ids: tuple[str, ...]
     queries: tuple[Queries, ...] = ()  # of every seed, where metrics are means over queries
     pairs: tuple[Mapping[str, PairScores], ...] = ()  # of every seed, where they are rates of pairs
+    data: Mapping[str, str] = field(default_factory=dict)  # fingerprints of what was scored, where they are known
     _kept: dict[str, list[tuple[float, np.ndarray]]] = field(default_factory=dict, repr=False, compare=False)
 
     def seeds(self, metric: str) -> list[float]:
@@ -51,15 +54,31 @@ class Row:
         """Whose queries, (Q,), or pairs, (P, 2), a metric is made of."""
         if self.queries:
             return self.queries[0].identity_Q
-        return self.pairs[0][metric.partition("/")[0]].people_P2
+        people, found = 0, []
+        for name in self._sets(metric):  # of two sets nobody is known to be one person
+            _, person_P2 = np.unique(self.pairs[0][name].people_P2, return_inverse=True)
+            found.append(person_P2.reshape(-1, 2) + people)
+            people += int(person_P2.max()) + 1
+        return np.concatenate(found)
 
     def _rates(self, metric: str) -> list[tuple[float, np.ndarray]]:
         """The rate of every seed with the influence of every pair; of the metric that was asked last, kept."""
         if metric not in self._kept:
-            of_set, _, name = metric.partition("/")
+            rate, sets = metric.partition("/")[2], self._sets(metric)
             self._kept.clear()
-            self._kept[metric] = [influence.rate(one[of_set], name) for one in self.pairs]
+            self._kept[metric] = []
+            for one in self.pairs:
+                values, influences = zip(*(influence.rate(one[name], rate) for name in sets), strict=True)
+                self._kept[metric].append((float(np.mean(values)), np.concatenate(influences) / len(sets)))
         return self._kept[metric]
+
+    def _sets(self, metric: str) -> list[str]:
+        """The sets of pairs whose rate a metric is, or whose mean accuracy."""
+        of_set = metric.partition("/")[0]
+        if of_set in self.pairs[0]:
+            return [of_set]
+        folds = {name: one.folds for name, one in self.pairs[0].items() if not one.templates}
+        return verification.averaged(folds) if metric == _MEAN_ACCURACY else []
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -68,6 +87,7 @@ class Row:
             known = list(self.queries[0].scores)
         else:
             known = [f"{name}/{rate}" for name, one in self.pairs[0].items() for rate in influence.rates(one)]
+            known += [_MEAN_ACCURACY] if _MEAN_ACCURACY not in known and self._sets(_MEAN_ACCURACY) else []
         named = [metric for metric in find.method(self.method).metrics if metric.name in known]
         if self.queries:
             return named
@@ -75,10 +95,12 @@ class Row:
         return named + [Metric(name, name) for name in rest]
 
     def has(self, metric: str) -> bool:
-        of_set, _, name = metric.partition("/")
         if self.queries:
             return all(metric in one.scores for one in self.queries)
-        return all(of_set in one and name in influence.rates(one[of_set]) for one in self.pairs)
+        rate, sets = metric.partition("/")[2], self._sets(metric)
+        return bool(sets) and all(
+            name in one and rate in influence.rates(one[name]) for one in self.pairs for name in sets
+        )
 
 
 def row_of(uri: str, run_id: str, alone: bool = False) -> Row:
@@ -110,7 +132,14 @@ def row_of(uri: str, run_id: str, alone: bool = False) -> Row:
             f"run {run_id} has no scores of single queries or pairs: it has not finished, its metrics are of neither, "
             f"or it is of a version that stored none: python -m orchestrator.evaluate {run_id} then does"
         )
-    return Row(title, tags.get("orch.benchmark", ""), tags.get("orch.method", ""), ids, *found)
+    return Row(title, tags.get("orch.benchmark", ""), tags.get("orch.method", ""), ids, *found, scored_data(tags))
+
+
+def scored_data(tags: Mapping[str, str]) -> dict[str, str]:
+    """Fingerprints of the images that a run has scored, from its tags; those it has trained on may differ."""
+    found = {name.removeprefix("orch.").removesuffix("_fingerprint"): value for name, value in tags.items()
+             if name.startswith("orch.") and name.endswith("_fingerprint")}  # fmt: skip
+    return {side: found[side] for side in ("query", "gallery", "test") if side in found}
 
 
 def _stored(
@@ -139,27 +168,44 @@ def _scored(row: Row, first: Row) -> bool:
     """Whether a row has scored what the first one has."""
     if bool(row.queries) != bool(first.queries):
         return False
+    if any(row.data[side] != first.data[side] for side in row.data.keys() & first.data.keys()):
+        return False
     if row.queries:
         return all(np.array_equal(one.identity_Q, first.queries[0].identity_Q) for one in row.queries)
     theirs = first.pairs[0]
     return all(
-        one.keys() == theirs.keys() and all(np.array_equal(one[name].same_P, theirs[name].same_P) for name in one)
+        one.keys() == theirs.keys()
+        and all(
+            np.array_equal(one[name].same_P, theirs[name].same_P)
+            and np.array_equal(one[name].people_P2, theirs[name].people_P2)
+            for name in one
+        )
         for one in row.pairs
     )
 
 
-def difference(row: Row, other: Row, metric: str, seeds: uncertainty.Seeds | None = None) -> Difference:
+def difference(
+    row: Row, other: Row, metric: str, comparisons: int = 1, seeds: uncertainty.Seeds | None = None
+) -> Difference:
     """How far the row is above the other one; over seeds where both have several, or as ``seeds`` says."""
     own = uncertainty.seeds_of(row.seeds(metric), other.seeds(metric)) if seeds is None else seeds
-    identities = other.identities(metric)
+    of, identities = uncertainty.difference_of_rates, other.identities(metric)
+    sides = (row.influence, other.influence)
     if row.queries:
-        return uncertainty.difference(row.scores(metric), other.scores(metric), identities, own)
-    return uncertainty.difference_of_rates(row.influence(metric), other.influence(metric), identities, own)
+        of, sides = uncertainty.difference, (row.scores, other.scores)
+    first, second = (side(metric) for side in sides)
+    return of(first, second, identities, own, comparisons=comparisons)
 
 
 def holm(found: Sequence[Difference]) -> list[float]:
     """p-values of several differences, corrected for their number."""
     return uncertainty.holm([one.p for one in found])
+
+
+def said(metric: Metric, found: Difference) -> tuple[str, str]:
+    """A difference and its interval."""
+    value, low, high = (scores.written(metric, x) for x in (found.value, found.low, found.high))
+    return value, f"{low} … {high}"
 
 
 def notes(rows: Sequence[Row], metric: str) -> list[str]:
@@ -172,16 +218,18 @@ def notes(rows: Sequence[Row], metric: str) -> list[str]:
         f"Intervals: {how}. "
         f"“Could be seen”: the smallest true difference that {uncertainty.POWER:.0%} of such comparisons would find."
     ]
+    if len(rows) > 2:
+        said.append("p and “could be seen” allow for the other rows; an interval is of its row alone.")
     if min(len(row.run_ids) for row in rows) < 2:
         said.append("A row with one seed: its intervals say nothing about other seeds.")
     return said
 
 
 def unbounded(found: Sequence[Difference | None]) -> list[str]:
-    """A line about limits that are infinite, where there are any."""
-    if all(one is None or np.isfinite([one.low, one.high]).all() for one in found):
+    """A line about what is infinite, where there is anything."""
+    if all(one is None or np.isfinite([one.low, one.high, one.detectable]).all() for one in found):
         return []
-    return ["inf: nearly all queries are equal on both sides; so few say nothing about how far that side may be."]
+    return ["inf: too few identities differ to say how far that side may be."]
 
 
 def from_best(rows: Sequence[Row], metric: str) -> tuple[int, list[Difference | None]]:
@@ -196,30 +244,45 @@ def from_best(rows: Sequence[Row], metric: str) -> tuple[int, list[Difference | 
     for number in others:
         counts = [len(rows[n].run_ids) for n in (number, best)]
         seeds = uncertainty.Seeds(variance * sum(1 / count for count in counts), freedom) if freedom else None
-        found[number] = difference(rows[number], rows[best], metric, seeds)
+        found[number] = difference(rows[number], rows[best], metric, len(others), seeds)
     for number, p in zip(others, holm([found[number] for number in others]), strict=True):
         found[number] = replace(found[number], p=p)
     return best, found
 
 
 def sections(plan: Plan, done: Sequence[TrialRecord]) -> list[Section]:
-    """Which rows of a table are told apart from its best one; nothing where a run has no scores of single queries."""
+    """Which rows of a table are told apart from its best one, or why that cannot be said; nothing of a single row."""
+    if len({r.point["cell"] for r in done}) < 2:
+        return []
+    title = "Which rows are told apart from the best"
+    try:
+        return [Section(title, *_table(plan, done))]
+    except ValueError as error:
+        return [Section(title, f"Not known: {error}.")]
+
+
+def _table(plan: Plan, done: Sequence[TrialRecord]) -> tuple[str, list[TableOf]]:
     metric, rows = scores.maximised(plan), []
     for cell in plan.search_space.cells:
         ids = tuple(r.run_id for r in done if r.point["cell"] == cell)
+        if not ids:
+            continue
         stored = _stored(plan.tracking_uri, ids)
         if stored is None:
-            return []
-        rows += [Row(cell, plan.benchmark, plan.search_space.method, ids, *stored)] if ids else []
-    if len(rows) < 2 or not all(row.has(metric.name) for row in rows):
-        return []
+            raise ValueError(
+                f"a run of {cell} has stored no scores of single queries or pairs; "
+                f"python -m orchestrator.evaluate RUN does"
+            )
+        rows.append(Row(cell, plan.benchmark, plan.search_space.method, ids, *stored))
+        if not rows[-1].has(metric.name):
+            raise ValueError(f"{metric.title} is no mean over the queries or pairs that {cell} has stored")
+    check_same_queries(rows)
     best, found = from_best(rows, metric.name)
-    shown = lambda value: scores.written(metric, value)  # noqa: E731
     body = [
-        [row.title, shown(row.mean(metric.name)), *(
+        [row.title, scores.written(metric, row.mean(metric.name)), *(
             ["the best", "", "", "", ""] if one is None else
-            [shown(one.value), f"{shown(one.low)} … {shown(one.high)}", f"{one.p:.2g}",
-             "told apart" if one.told_apart else "not told apart", shown(one.detectable)]
+            [*said(metric, one), f"{one.p:.2g}", "told apart" if one.told_apart else "not told apart",
+             scores.written(metric, one.detectable)]
         )]
         for row, one in zip(rows, found, strict=True)
     ]  # fmt: skip
@@ -230,4 +293,4 @@ def sections(plan: Plan, done: Sequence[TrialRecord]) -> list[Section]:
     )
     table = TableOf(head, body, {1, 2, 3, 4, 6}, caption, best)
     text = " ".join([*notes(rows, metric.name), *unbounded(found)])
-    return [Section("Which rows are told apart from the best", text, [table])]
+    return text, [table]

@@ -32,6 +32,7 @@ def _curve(plan: Plan, name: str, records: list[TrialRecord]) -> Section:
         if scores.side_of(plan, p) == scores.side(metric) and scores.score(metric) in p.scores
     ]
     rows = [p for p in rows if name in p.at and all(p.at.get(k) == v for k, v in others.items())]
+    rows = [] if scores.held_out(plan) else rows
     rows = [p for p in rows if len({q.at[name] for q in rows if q.source == p.source}) > 1]
     beside: dict[str, list[tuple[float, float]]] = {}
     for p in rows:

@@ -12,7 +12,9 @@ from orchestrator.reporting.provenance import changed_settings, networks, refere
 
 
 def sections(plan: Plan, done: list[TrialRecord]) -> list[Section]:
-    """One table per pair of networks and set of losses; no section where nothing is published."""
+    """One table per pair of networks and set of losses; no section where nothing is published of what was scored."""
+    if scores.held_out(plan):
+        return []
     groups: dict[tuple[str, str], list[Published]] = {}
     for p in published.beside(plan.space, plan.benchmark):
         groups.setdefault((_networks(p), p.losses), []).append(p)

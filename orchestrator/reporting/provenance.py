@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator import find, tracking
+from orchestrator.launch import confirming, study
 from orchestrator.launch.plan import Plan, TrialRecord
 from orchestrator.launch.study import ranked
 from orchestrator.published import TEACHER
@@ -66,13 +67,19 @@ def section(plan: Plan, records: list[TrialRecord]) -> Section:
     command += ["--data-root DIR"] if plan.place["data_root"] else []
     command += [f"--trials {plan.trials}"] if not plan.search_space.cells else []
     command += [f"--workers {plan.workers}"] if plan.workers > 1 else []
-    best = ranked(records)[0].run_id
-    lines = [
-        " ".join(command),
-        f"python -m orchestrator.evaluate {best}",
-        f"python -m orchestrator.export {best} --format safetensors",
-        tracking.ui_command(plan.tracking_uri),
-    ]
+    best = _taken(plan, records)
+    use = [f"python -m orchestrator.evaluate {best}", f"python -m orchestrator.export {best} --format safetensors"]
+    lines = [" ".join(command), *(use if best else []), tracking.ui_command(plan.tracking_uri)]
     told = {k: v for k, v in facts(plan).items() if not isinstance(v, dict) and k != "code" and v != ""}
     plain = {k.replace("_", " "): str(v) for k, v in told.items()}
     return Section("How to reproduce", code="\n".join(lines), facts=plain)
+
+
+def _taken(plan: Plan, records: list[TrialRecord]) -> str:
+    """The run whose student to take: the best one or, after a search on held-out identities, one that saw all data."""
+    if not plan.confirm:
+        return ranked(records)[0].run_id
+    found = confirming.stored(plan)
+    done = study.records(found) if found else []
+    first = next(iter(found.search_space.cells)) if found else ""
+    return next((r.run_id for r in done if r.status == "completed" and r.point["cell"] == first), "")

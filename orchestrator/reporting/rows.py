@@ -102,6 +102,7 @@ def _accuracy_over_throughput(plan: Plan, runs: Runs, costs: Costs) -> Section:
         (p.images_per_s, p.scores[score], 0.0, p.row)
         for p in published.beside(plan.space, plan.benchmark)
         if p.images_per_s
+        and not scores.held_out(plan)
         and score in p.scores
         and p.student != published.OWN_NETWORK
         and scores.side_of(plan, p) == scores.side(metric)

@@ -44,11 +44,16 @@ def choice(plan: Plan) -> str:
         return (
             f"chosen by {plan.confirms} on held-out identities, trained on the whole training set, scored once on test"
         )
-    if any(plan.base_recipe(method).data.part == "validation" for method in plan.recipes):
+    if held_out(plan):
         return "scored on held-out identities (validation)"
     if plan.search_space.tune and plan.trials > 1:
         return "selected on test, as papers of this field do: the best score flatters itself"
     return ""
+
+
+def held_out(plan: Plan) -> bool:
+    """Whether its scores are of held-out training identities, which nobody has published."""
+    return any(plan.base_recipe(method).data.part == "validation" for method in plan.recipes)
 
 
 def side(metric: Metric) -> str:

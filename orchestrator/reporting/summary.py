@@ -29,7 +29,8 @@ def write_report(plan: Plan, to: str = "") -> tuple[Path, str]:
     else:
         own = curves.sections(plan, records)
     if plan.confirm:
-        own = [confirmed.section(plan, records), *own]
+        search = [dataclasses.replace(one, title=f"The search, on held-out identities: {one.title}") for one in own]
+        own = [*confirmed.sections(plan, records), *search]
     report = content.Report(
         f"{plan.space} on {plan.benchmark}",
         space.question,
@@ -95,9 +96,10 @@ def _paragraph(plan: Plan, records: list[TrialRecord]) -> str:
         if r.kind == "teacher" and main.name in r.metrics
     )
     chosen = f" ({scores.choice(plan)})" if scores.choice(plan) else ""
+    of_whom = " These scores are of held-out identities, the teacher's, too." if scores.held_out(plan) else ""
     unit = "percent, " if all(m.percent for m in scores.occurring(plan, records)) else ""
     return (
         f"{len(records)} of {plan.trials} trials ({text}). Best: {named}, {metric.title} "
-        f"{scores.written(metric, value)}{chosen}.{teachers} All our numbers are {unit}measured on "
+        f"{scores.written(metric, value)}{chosen}.{teachers}{of_whom} All our numbers are {unit}measured on "
         f"{plan.benchmark} under “{provenance.facts(plan).get('protocol', '')}”."
     )

@@ -1,13 +1,15 @@
 """``compare``: two runs, their rows with all seeds, and what cannot be compared."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from command.typed import call, error, settings, storage_at
 
 from orchestrator import compare, find, sweep
 from orchestrator.launch import shelf, study
-from orchestrator.method import Queries
-from orchestrator.reporting import compared, summary
+from orchestrator.method import Metric, PairScores, Queries
+from orchestrator.reporting import compared, scores, summary
 from search_spaces._space import SearchSpace
 
 TWO_ROWS = SearchSpace(method="d3still", question="Which?", cells={"near": {}, "far": {"alpha": 5.0}}, seeds=(0, 1))
@@ -56,6 +58,45 @@ def test_a_report_says_which_rows_are_told_apart(table):
     assert "resamples of" in part and "of such comparisons would find" in part
 
 
+def test_a_report_says_why_rows_are_not_told_apart(table, monkeypatch):
+    plan, records = table
+    monkeypatch.setattr(compared, "_stored", lambda uri, ids: None)
+    (section,) = compared.sections(plan, records)
+    assert "Not known: a run of near has stored no scores of single queries" in section.text
+    monkeypatch.undo()
+    monkeypatch.setattr(scores, "maximised", lambda plan: Metric("symmetric/map", "mAP, student on both sides"))
+    (section,) = compared.sections(plan, records)
+    assert "Not known: " in section.text and "that near has stored" in section.text
+
+
+def test_runs_of_one_name_are_told_by_their_ids(table):
+    plan, records = table
+    ids = [r.run_id for r in records if r.point["cell"] == "near"]
+    with storage_at(plan.where.storage):
+        shown = call(compare.main, *ids, "--alone", "--metric", "val/map").output
+    assert all(f"({run_id[:8]})" in shown for run_id in ids)
+
+
+def test_the_mean_accuracy_of_several_sets_is_compared():
+    """Influences of every set, as many times smaller as there are sets; people of two sets are two people."""
+    rows = []
+    for name, better in (("a", 0.0), ("b", 0.3)):
+        sets = {}
+        for number, of_set in enumerate(("lfw", "orl")):
+            own = np.random.default_rng(number)
+            same_P, people_P2 = own.random(400) < 0.5, own.integers(0, 40, (400, 2))
+            score_P = own.normal(0, 0.5, 400) + same_P * (0.5 + better)
+            sets[of_set] = PairScores(score_P.clip(-1, 1), same_P, people_P2)
+        rows.append(compared.Row(name, "demo", "margin_softmax", (name,), pairs=(sets,)))
+    assert all(row.has("val/accuracy") and not row.has("val/eer") for row in rows)
+    means = [np.mean([row.mean(f"{name}/accuracy") for name in ("lfw", "orl")]) for row in rows]
+    found = compared.difference(rows[1], rows[0], "val/accuracy")
+    assert found.value == pytest.approx(means[1] - means[0])
+    alone = [compared.difference(rows[1], rows[0], f"{name}/accuracy").error for name in ("lfw", "orl")]
+    assert found.error == pytest.approx(np.hypot(*alone) / 2, rel=0.02) and found.identities == 80
+    assert "val/accuracy" in [metric.name for metric in rows[0].metrics]
+
+
 def test_what_cannot_be_compared_is_one_line(table):
     plan, records = table
     with storage_at(plan.where.storage):
@@ -73,6 +114,10 @@ def test_other_queries_are_refused(table):
     other = compared.Row("other", "folder", row.method, ("x",), (Queries(queries.identity_Q[:-1], {}),))
     with pytest.raises(ValueError, match="other on folder has scored other queries"):
         compared.check_same_queries([row, other])
+    renamed = replace(row, title="another folder", data={**row.data, "query": "0" * 64})
+    with pytest.raises(ValueError, match="another folder on folder has scored other queries"):
+        compared.check_same_queries([row, renamed])
+    assert row.data.keys() == {"query", "gallery"}
     assert np.isfinite(queries.scores["val/map"]).any()
 
 

@@ -1,5 +1,7 @@
 """``sweep --select-on validation``: chosen on held-out identities, confirmed on test, and never mixed."""
 
+import shutil
+
 import pytest
 from command.typed import call, error, settings
 
@@ -24,9 +26,10 @@ def test_the_best_of_a_search_are_trained_again_and_scored_once_on_test(confirme
     assert f"confirmed as {table.sweep}" in confirmed and "(validation)" in confirmed
     recipes = [plan.recipes["d3still"] for plan in (search, table)]
     assert [recipe["data.part"] for recipe in recipes] == ["validation", "test"]
-    assert {k: v for k, v in recipes[0].items() if k != "data.part"} == {
-        k: v for k, v in recipes[1].items() if k != "data.part"
-    }
+    assert recipes[1] == {**recipes[0], "data.part": "test", "train.evaluate_every": recipes[0]["train.epochs"]}
+    for run in (r.run_id for r in study.records(table)):
+        looks = tracking.client(table.tracking_uri).get_metric_history(run, "val/map")
+        assert [look.step for look in looks] == [recipes[0]["train.epochs"]], "once, at the end"
 
     found = study.ranked(study.records(search))
     assert [cell["alpha"] for cell in table.search_space.cells.values()] == [r.point["alpha"] for r in found[:2]]
@@ -51,8 +54,22 @@ def test_the_best_of_a_search_are_trained_again_and_scored_once_on_test(confirme
     assert text.index("Confirmed on test") < text.index("Trials") and "val" in text
     rows = [line for line in text.splitlines() if line.startswith("| α=") or line.startswith("| alpha=")]
     assert any(" ± " in row for row in rows)
+    answer = study.records(table)[0].run_id
+    assert answer in text and f"orchestrator.export {answer}" in text, "the student that saw the whole training set"
+    assert text.index("told apart") < text.index("The search, on held-out identities")
     run = next(r for r in tracking.runs_of(search.tracking_uri, search.tag, "summary"))
     assert run.data.tags["orch.choice"] == scores.choice(search) and "validation" in scores.choice(search)
+
+
+def test_a_search_of_the_same_name_is_not_confirmed_by_an_older_one(confirmed, data):
+    """Names of sweeps come again where a folder is removed; what they are known by does not."""
+    older = shelf.latest("d3still_alpha")
+    shutil.rmtree(older.folder)
+    call(sweep.main, "d3still_alpha", *data, "--trials", 2, *CHOSEN, *settings("d3still", beta=0.9))
+    search = shelf.latest("d3still_alpha")
+    assert search.sweep == older.sweep and search.tag != older.tag
+    found = confirming.stored(search)
+    assert found.recipes["d3still"]["beta"] == 0.9 and found.sweep.endswith("-2")
 
 
 def test_a_search_that_is_killed_before_its_confirmation_goes_on(empty, data, monkeypatch):

@@ -1,9 +1,11 @@
 """Intervals, tests and power: against loops, closed forms, and what happens to them in a thousand simulations."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from orchestrator.evaluation import uncertainty
 from orchestrator.evaluation.uncertainty import Seeds, difference, holm, pooled, seeds_of
@@ -89,6 +91,7 @@ def _against_zero(rng, apart):
 def test_nothing_between_equal_sides():
     found = difference(np.full(6, 0.5), np.full(6, 0.5), np.array([0, 0, 1, 1, 2, 3]))
     assert (found.value, found.low, found.high, found.p, found.error) == (0, 0, 0, 1, 0) and not found.told_apart
+    assert found.detectable == math.inf, "of sides that are equal nothing is known"
 
 
 def test_a_constant_difference_is_certain():
@@ -115,6 +118,8 @@ def test_what_cannot_be_compared_is_one_line():
         difference(np.ones(3), np.zeros(3), np.zeros(3))
     with pytest.raises(ValueError, match="one number per query"):
         difference(np.ones(3), np.zeros(4), np.zeros(3))
+    with pytest.raises(ValueError, match="infinite score"):
+        difference(np.array([np.inf, 1.0]), np.zeros(2), np.arange(2))
 
 
 def test_seeds():
@@ -140,3 +145,46 @@ def test_holm_by_hand():
     assert holm([0.01, 0.02, 0.03, 0.005]) == pytest.approx([0.03, 0.04, 0.04, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([0.02, 0.02]) == [0.04, 0.04]
+
+
+@pytest.mark.parametrize(("better", "worse"), [(2, 0), (3, 0), (5, 0), (6, 0), (9, 1), (12, 3)])
+def test_few_identities_that_differ_are_told_apart_as_mcnemar_does(better, worse):
+    """Rank-1 accuracy of 500 people, one query each: the exact test is that of a fair coin."""
+    first_Q, second_Q = np.ones(500), np.ones(500)
+    second_Q[:better], first_Q[better : better + worse] = 0.0, 0.0
+    exact = stats.binomtest(better, better + worse, 0.5).pvalue
+    found = difference(first_Q, second_Q, np.arange(500))
+    assert found.p >= exact * 0.9 and found.told_apart == (exact <= 0.05)
+    assert found.told_apart == (not found.low <= 0.0 <= found.high)
+
+
+@pytest.mark.parametrize("expected", [2, 6, 20])
+def test_rank_1_of_equal_sides_is_told_apart_in_5_of_100_at_most(expected):
+    """Each person has one query, and so many of 300 differ by chance, to either side."""
+    told = 0
+    for number in range(400):
+        rng = np.random.default_rng(number)
+        side_Q = np.where(rng.random(300) < expected / 300, rng.choice([-1.0, 1.0], 300), 0.0)
+        told += difference(side_Q, np.zeros(300), np.arange(300), resamples=999, draw=number).told_apart
+    assert told / 400 <= 0.065
+
+
+def test_signs_by_a_plain_loop():
+    sum_K = np.array([0.5, -0.25, 1.0, 0.75])
+    signs = itertools.product((-1, 1), repeat=4)
+    loop = np.mean([abs(sum(s * x for s, x in zip(one, sum_K, strict=True))) >= sum_K.sum() for one in signs])
+    assert uncertainty._p_by_signs(sum_K, np.random.default_rng(0)) == loop
+    many_K = np.random.default_rng(1).normal(0.2, 1, 60)
+    z = many_K.sum() / np.sqrt((many_K**2).sum())
+    drawn = uncertainty._p_by_signs(many_K, np.random.default_rng(0))
+    assert drawn == pytest.approx(2 * stats.norm.sf(z), abs=0.02)
+
+
+def test_what_could_be_seen_allows_for_the_table():
+    """A difference that stands alone in a table of twelve must be larger."""
+    rng = np.random.default_rng(0)
+    value_Q, zero_Q = rng.normal(0, 1, 400), np.zeros(400)
+    alone, among = (difference(value_Q, zero_Q, np.arange(400), comparisons=n) for n in (1, 12))
+    expected = (stats.norm.isf(0.025 / 12) + stats.norm.isf(0.2)) / (stats.norm.isf(0.025) + stats.norm.isf(0.2))
+    assert among.detectable / alone.detectable == pytest.approx(expected, rel=0.05)
+    assert (among.low, among.high) == (alone.low, alone.high)

@@ -13,6 +13,7 @@ from orchestrator.datasets.faces import Pairs, Search, Templates, VerificationSe
 from orchestrator.evaluation.influence import people_of
 from orchestrator.evaluation.verification import (
     area_under_roc,
+    averaged,
     equal_error_rate,
     flip_summed,
     mate_ranks,
@@ -29,8 +30,6 @@ from orchestrator.families.face.data import OWN, Verified
 from orchestrator.families.retrieval import search
 from orchestrator.families.retrieval.data import Source
 from orchestrator.method import Evaluation, PairScores
-
-_AVERAGED = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")  # in the column "Avg" of published tables
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,8 @@ def scored(
 ) -> Evaluation:
     """Metrics of embeddings.
 
-    Without a set called "val", val/accuracy is the mean over the five sets whose average papers print, where they are
-    all there, else over the sets with folds, else over all sets of pairs.
+    Without a set called "val", val/accuracy is the mean over those that
+    :func:`orchestrator.evaluation.verification.averaged` names.
     """
     metrics: dict[str, float] = {}
     scores = {}
@@ -95,9 +94,7 @@ def scored(
         metrics |= {f"{name}/{metric}": value for metric, value in of_set.items()}
     if OWN not in sets:
         pairs = {name: one for name, one in sets.items() if isinstance(one, Pairs)}
-        folded = [name for name, one in pairs.items() if one.folds]
-        averaged = list(_AVERAGED) if set(_AVERAGED) <= set(folded) else folded or list(pairs)
-        mean = [metrics[f"{name}/accuracy"] for name in averaged]
+        mean = [metrics[f"{name}/accuracy"] for name in averaged({name: one.folds for name, one in pairs.items()})]
         metrics |= {f"{OWN}/accuracy": float(np.mean(mean))} if mean else {}
     for name, theirs in (teacher or {}).items():
         metrics |= {f"{name}/{metric}": value for metric, value in agreement(found[name], theirs).items()}
