@@ -54,18 +54,16 @@ def main(
     every: list[compared.Difference] = []
     table = Table("row", "metric", "first", "this", "difference", "95 %", "p (Holm)", "could be seen")
     for name in dict.fromkeys(metric or known):
-        found = [compared.difference(row, first, name, len(others)) for row in others]
+        found = compared.differences(rows, 0, name)[1:]
         every += found
-        for row, one, p in zip(others, found, compared.holm(found), strict=True):
+        for row, one in zip(others, found, strict=True):
             metric_of = known[name]
             table.add_row(
                 row.title, metric_of.title, scores.written(metric_of, first.mean(name)),
-                scores.written(metric_of, row.mean(name)), *compared.said(metric_of, one), f"{p:.2g}",
+                scores.written(metric_of, row.mean(name)), *compared.said(metric_of, one), f"{one.p:.2g}",
                 scores.written(metric_of, one.detectable),
             )  # fmt: skip
     console.print(table)
-    if min(len(row.run_ids) for row in rows) > 1:
-        console.print("Every row has the variance of its own seeds; a table's report takes one for all its rows.")
     for line in [*compared.notes(rows, next(iter(metric or known))), *compared.unbounded(every)]:
         console.print(line, markup=False)
 

@@ -95,7 +95,7 @@ def training_state(
 
     ``whole`` is what :func:`orchestrator.shards.gathered` found of parameters that are spread over ranks.
     """
-    optimizer = copy.deepcopy(experiment.optimizer.state_dict())
+    optimizer = _on_host(experiment.optimizer.state_dict())
     task = {k: v.detach().cpu().clone() for k, v in experiment.task.stored().items()}
     if whole is not None:
         task |= whole.parameters
@@ -108,6 +108,15 @@ def training_state(
         "generators": generators,
         "history": [dict(h) for h in history],
     }
+
+
+def _on_host(state: Any) -> Any:
+    """A copy of nested dicts and lists whose tensors are on the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _on_host(value) for key, value in state.items()}
+    return [_on_host(value) for value in state] if isinstance(state, list) else copy.deepcopy(state)
 
 
 def load_state(experiment: Experiment, state: Mapping[str, Any], device: torch.device) -> None:

@@ -184,22 +184,30 @@ def _scored(row: Row, first: Row) -> bool:
     )
 
 
-def difference(
-    row: Row, other: Row, metric: str, comparisons: int = 1, seeds: uncertainty.Seeds | None = None
-) -> Difference:
-    """How far the row is above the other one; over seeds where both have several, or as ``seeds`` says."""
-    own = uncertainty.seeds_of(row.seeds(metric), other.seeds(metric)) if seeds is None else seeds
-    of, identities = uncertainty.difference_of_rates, other.identities(metric)
-    sides = (row.influence, other.influence)
+def differences(rows: Sequence[Row], of: int, metric: str) -> list[Difference | None]:
+    """How far every row is above one of them, in whose place is None; p-values are Holm's over all of them.
+
+    Seeds have one variance in all rows, as far as any has several.
+    """
+    variance, freedom = uncertainty.pooled([row.seeds(metric) for row in rows])
+    found: list[Difference | None] = [None] * len(rows)
+    others = [number for number in range(len(rows)) if number != of]
+    for number in others:
+        counts = [len(rows[n].run_ids) for n in (number, of)]
+        seeds = uncertainty.Seeds(variance * sum(1 / count for count in counts), freedom) if freedom else None
+        found[number] = _difference(rows[number], rows[of], metric, seeds, len(others))
+    for number, p in zip(others, uncertainty.holm([found[number].p for number in others]), strict=True):
+        found[number] = replace(found[number], p=p)
+    return found
+
+
+def _difference(row: Row, other: Row, metric: str, seeds: uncertainty.Seeds | None, comparisons: int) -> Difference:
+    identities = other.identities(metric)
     if row.queries:
-        of, sides = uncertainty.difference, (row.scores, other.scores)
-    first, second = (side(metric) for side in sides)
-    return of(first, second, identities, own, comparisons=comparisons)
-
-
-def holm(found: Sequence[Difference]) -> list[float]:
-    """p-values of several differences, corrected for their number."""
-    return uncertainty.holm([one.p for one in found])
+        of, sides = uncertainty.difference, (row.scores(metric), other.scores(metric))
+    else:
+        of, sides = uncertainty.difference_of_rates, (row.influence(metric), other.influence(metric))
+    return of(*sides, identities, seeds, comparisons=comparisons)
 
 
 def said(metric: Metric, found: Difference) -> tuple[str, str]:
@@ -220,8 +228,11 @@ def notes(rows: Sequence[Row], metric: str) -> list[str]:
     ]
     if len(rows) > 2:
         said.append("p and “could be seen” allow for the other rows; an interval is of its row alone.")
-    if min(len(row.run_ids) for row in rows) < 2:
-        said.append("A row with one seed: its intervals say nothing about other seeds.")
+    counts = [len(row.run_ids) for row in rows]
+    if max(counts) < 2:
+        said.append("One seed each: the intervals say nothing about other seeds.")
+    else:
+        said.append("Seeds have one variance in all of these rows.")
     return said
 
 
@@ -233,21 +244,9 @@ def unbounded(found: Sequence[Difference | None]) -> list[str]:
 
 
 def from_best(rows: Sequence[Row], metric: str) -> tuple[int, list[Difference | None]]:
-    """The number of the best row, and what every other one is below it; seeds have one variance in all rows.
-
-    p-values are Holm's, over the table.
-    """
+    """The number of the best row, and what every other one is above it, so below 0."""
     best = int(np.argmax([row.mean(metric) for row in rows]))
-    variance, freedom = uncertainty.pooled([row.seeds(metric) for row in rows])
-    found: list[Difference | None] = [None] * len(rows)
-    others = [number for number in range(len(rows)) if number != best]
-    for number in others:
-        counts = [len(rows[n].run_ids) for n in (number, best)]
-        seeds = uncertainty.Seeds(variance * sum(1 / count for count in counts), freedom) if freedom else None
-        found[number] = difference(rows[number], rows[best], metric, len(others), seeds)
-    for number, p in zip(others, holm([found[number] for number in others]), strict=True):
-        found[number] = replace(found[number], p=p)
-    return best, found
+    return best, differences(rows, best, metric)
 
 
 def sections(plan: Plan, done: Sequence[TrialRecord]) -> list[Section]:
@@ -287,10 +286,7 @@ def _table(plan: Plan, done: Sequence[TrialRecord]) -> tuple[str, list[TableOf]]
         for row, one in zip(rows, found, strict=True)
     ]  # fmt: skip
     head = ["row", metric.title, f"minus {rows[best].title}", "95 %", "p, Holm", "", "could be seen"]
-    caption = (
-        "Seeds have one variance in all rows (compare takes each row's own). The best row is the best of these "
-        "numbers, so a little is luck."
-    )
+    caption = "The best row is the best of these numbers, so a little is luck."
     table = TableOf(head, body, {1, 2, 3, 4, 6}, caption, best)
     text = " ".join([*notes(rows, metric.name), *unbounded(found)])
     return text, [table]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from bench_training import DEVICE, GPU, VARIANTS, experiment_of, recipe_of, step, synchronise
 
-from orchestrator.fit import to_device
+from orchestrator.fit import sent_ahead
 from orchestrator.needs import Place
 from orchestrator.recipe import changed
 
@@ -31,14 +31,14 @@ def student(recipe: Any, place: Place, ready: Barrier, seconds: float, answer: A
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         torch.set_num_threads(1)
     made = experiment_of(recipe, place)
-    batches = endless(made)
+    batches = sent_ahead(endless(made), DEVICE)
     for _ in range(3):
-        step(made, to_device(next(batches), DEVICE))
+        step(made, next(batches))
     synchronise()
     ready.wait()
     images, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        step(made, to_device(next(batches), DEVICE))
+        step(made, next(batches))
         synchronise()
         images += recipe.batch_size
     answer.send((images / (time.perf_counter() - start), own_memory()))

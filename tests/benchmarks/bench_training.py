@@ -21,7 +21,7 @@ from PIL import Image
 
 from models.embedder import Embedder, EmbedderConfig
 from orchestrator import checkpoint, find
-from orchestrator.fit import to_device
+from orchestrator.fit import sent_ahead, to_device
 from orchestrator.method import Where
 from orchestrator.needs import Need, Place, Prepared, Ready, silent
 from orchestrator.recipe import changed
@@ -96,8 +96,8 @@ def measure(recipe, place: Place, epochs: int) -> float:
     rates = []
     for epoch in range(1, epochs + 1):
         images, start = 0, time.perf_counter()
-        for batch in experiment.batches(epoch):
-            step(experiment, to_device(batch, DEVICE))
+        for batch in sent_ahead(experiment.batches(epoch), DEVICE):
+            step(experiment, batch)
             images += recipe.batch_size
         synchronise()
         rates.append(images / (time.perf_counter() - start))

@@ -35,7 +35,7 @@ def test_a_run_stands_for_its_row(table):
         for row, cell in zip(rows, ("near", "far"), strict=True):
             expected = [r.metrics["val/map"] for r in records if r.point["cell"] == cell]
             assert row.seeds("val/map") == pytest.approx(expected, abs=1e-9), "means of queries are the logged metrics"
-        found = compared.difference(rows[1], rows[0], "val/map")
+        _, found = compared.differences(rows, 0, "val/map")
         assert found.over_seeds and found.value == pytest.approx(rows[1].mean("val/map") - rows[0].mean("val/map"))
         assert f"{100 * found.low:.2f} … {100 * found.high:.2f}" in " ".join(shown.split())
         alone = call(compare.main, ids["near", 0], ids["far", 1], "--alone", "--metric", "val/map").output
@@ -47,6 +47,28 @@ def test_the_best_row_and_what_is_told_apart_from_it(table):
     rows = [compared.row_of(plan.tracking_uri, r.run_id) for r in records if r.point["seed"] == 0]
     best, found = compared.from_best(rows, "val/map")
     assert found[best] is None and all(one.value <= 0 for one in found if one is not None)
+
+
+def test_compare_and_a_report_say_the_same_of_the_same_rows(table):
+    plan, records = table
+    with storage_at(plan.where.storage):
+        rows = [compared.row_of(plan.tracking_uri, r.run_id) for r in records if r.point["seed"] == 0]
+        best, found = compared.from_best(rows, "val/map")
+        ids = [rows[best].run_ids[0], rows[1 - best].run_ids[0]]
+        shown = call(compare.main, *ids, "--metric", "val/map").output
+    one = found[1 - best]
+    report = summary.write_report(plan)[0].with_suffix(".md").read_text()
+    for text in (shown, report):
+        assert f"{100 * one.low:.2f} … {100 * one.high:.2f}" in text and f"{100 * one.detectable:.2f}" in text
+    assert one.over_seeds and "Seeds have one variance in all of these rows" in shown
+
+
+def test_a_row_of_one_seed_has_the_spread_of_the_others(table):
+    plan, records = table
+    rows = [compared.row_of(plan.tracking_uri, r.run_id) for r in records if r.point["seed"] == 0]
+    alone = compared.row_of(plan.tracking_uri, rows[1].run_ids[0], alone=True)
+    _, found = compared.differences([rows[0], alone], 0, "val/map")
+    assert found.over_seeds and not any("One seed each" in line for line in compared.notes([rows[0], alone], "val/map"))
 
 
 def test_a_report_says_which_rows_are_told_apart(table):
@@ -90,9 +112,9 @@ def test_the_mean_accuracy_of_several_sets_is_compared():
         rows.append(compared.Row(name, "demo", "margin_softmax", (name,), pairs=(sets,)))
     assert all(row.has("val/accuracy") and not row.has("val/eer") for row in rows)
     means = [np.mean([row.mean(f"{name}/accuracy") for name in ("lfw", "orl")]) for row in rows]
-    found = compared.difference(rows[1], rows[0], "val/accuracy")
+    _, found = compared.differences(rows, 0, "val/accuracy")
     assert found.value == pytest.approx(means[1] - means[0])
-    alone = [compared.difference(rows[1], rows[0], f"{name}/accuracy").error for name in ("lfw", "orl")]
+    alone = [compared.differences(rows, 0, f"{name}/accuracy")[1].error for name in ("lfw", "orl")]
     assert found.error == pytest.approx(np.hypot(*alone) / 2, rel=0.02) and found.identities == 80
     assert "val/accuracy" in [metric.name for metric in rows[0].metrics]
 
@@ -137,7 +159,7 @@ def test_rates_of_pairs_are_compared(empty, monkeypatch):
     for metric in ("val/accuracy", "val/tar_1e-2", "val/auc"):
         expected = [r.metrics[metric] for r in records if r.point["cell"] == "a"]
         assert first.seeds(metric) == pytest.approx(expected, abs=1e-6), "rates of stored pairs are the logged metrics"
-        found = compared.difference(second, first, metric)
+        _, found = compared.differences([first, second], 0, metric)
         assert found.over_seeds and found.low <= found.value <= found.high
     assert "--metric val/rank1: the runs have val/accuracy" in error(
         compare.main, ids["a", 0], ids["b", 0], "--metric", "val/rank1"
