@@ -183,6 +183,7 @@ class Where:
     rank: int
     world: int
     device: torch.device
+    share: float = 1.0  # of the device that is this job's, where several share it
 
 
 @dataclass(frozen=True)

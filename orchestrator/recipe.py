@@ -75,7 +75,8 @@ class Run:
     """How fast and where a job runs; never part of what comes out of it."""
 
     loader_workers: Whole = 4  # processes that decode images that are not cached
-    # auto = on up to 128 × 128 pixels; device = on, and the GPU holds it, as auto does where half its free memory does
+    # on = decoded once for all trials, as auto does up to 128 × 128 pixels; device = on, and the device holds frames
+    # and teacher's tables, as auto does on a GPU where they fit in half of its free memory
     pixel_cache: Literal["auto", "on", "off", "device"] = "auto"
     compile: bool = False
     checkpoint_every: Whole = 0  # epochs; 0 = as often as a kill may lose at most five minutes

@@ -68,6 +68,10 @@ def main(
     if space.cells and trials:
         raise ValueError(f"{name} is a table of {total} rows × seeds and always runs in full; leave --trials away")
     if asked_to_confirm:
+        points = len(space.cells) or total
+        if confirm and confirm > points:
+            raise ValueError(f"--confirm {confirm}: the search has {points} points; ask for {points} or fewer")
+        asked_to_confirm["points"] = min(asked_to_confirm["points"], points)
         given = _on_validation(space, on, given)
     recipes, place = asked.resolve(space, on, given, epochs, data_root, workers)
     uri = tracking.tracking_uri(place.storage)

@@ -11,6 +11,7 @@ from torch import Tensor
 from orchestrator import cache
 from orchestrator.datasets.images import Frames, ImageSet, fetch
 from orchestrator.evaluation import retrieval
+from orchestrator.method import Where
 from orchestrator.needs import Report, silent
 
 _RESIDENT_SHARE = 0.5  # of the free memory of a device
@@ -111,19 +112,21 @@ class Resident:
         return self._columns[column].index_select(0, index)
 
 
-def placed(choice: str, device: torch.device, *sources: Any) -> list[Any]:
-    """Tables where a step reads them: on the device, all of them or none; what is no table stays as it is.
+def placed(choice: str, where: Where, *sources: Any) -> list[Any]:
+    """Tables where a step reads them: on the device, or as they are; what is no table stays as it is.
 
     Args:
-        choice: ``run.pixel_cache``: "device", or "auto" for a GPU of whose free memory they take half at most.
-        device: where the step runs.
+        choice: ``run.pixel_cache``: "device", or "auto" for a GPU of whose free memory they take half at most, of the
+            job's share of it where several jobs have the GPU. With "auto" nothing moves where a source is no table.
+        where: the step runs.
         sources: tables, decoders of images, None.
     """
+    device = where.device
     found = [source for source in sources if isinstance(source, cache.Rows)]
     wanted = choice == "device"
     if choice == "auto" and device.type == "cuda" and len(found) == len([s for s in sources if s is not None]):
         size = sum(values.nbytes for rows in found for values in _numbers(rows).values())
-        wanted = size <= _RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+        wanted = size <= _RESIDENT_SHARE * where.share * torch.cuda.mem_get_info(device)[0]
     return [Resident(s, device) if wanted and isinstance(s, cache.Rows) else s for s in sources]
 
 

@@ -114,7 +114,8 @@ def work(
     place = Place(**job["place"])
     for ready in job["prepared"].values():
         mirror.fetch(place, ready["path"])
-    where = Where(place, rank, world, torch.device(device))
+    share = min(1.0, job.get("gpus_per_worker") or 1.0)
+    where = Where(place, rank, world, torch.device(device), share)
     method = find.method(job["method"])
     recipe = recipe_from(find.recipe(job["method"], job["benchmark"]), job["recipe"])
     prepared = Prepared.of(place, job["prepared"])

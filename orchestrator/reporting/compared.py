@@ -132,7 +132,9 @@ def row_of(uri: str, run_id: str, alone: bool = False) -> Row:
             f"run {run_id} has no scores of single queries or pairs: it has not finished, its metrics are of neither, "
             f"or it is of a version that stored none: python -m orchestrator.evaluate {run_id} then does"
         )
-    return Row(title, tags.get("orch.benchmark", ""), tags.get("orch.method", ""), ids, *found, scored_data(tags))
+    benchmark, part = tags.get("orch.benchmark", ""), run.data.params.get("data.part", "test")
+    benchmark += f" ({part})" if part != "test" else ""
+    return Row(title, benchmark, tags.get("orch.method", ""), ids, *found, scored_data(tags))
 
 
 def scored_data(tags: Mapping[str, str]) -> dict[str, str]:

@@ -103,6 +103,7 @@ def test_selecting_on_test_is_said_wherever_it_is_shown(swept):
             (*CHOSEN, "--set", "part=test"),
             "--select-on validation says which part is scored; leave --set part=test away",
         ),
+        ((*CHOSEN, "--confirm", 9, "--trials", 8), "--confirm 9: the search has 8 points; ask for 8 or fewer"),
         ((*CHOSEN, "--resume"), "a sweep goes on as it was started"),
     ],
 )

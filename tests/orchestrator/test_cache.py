@@ -15,7 +15,8 @@ import torch
 from orchestrator import cache, find, indexing, tables
 from orchestrator.datasets.folder import load
 from orchestrator.datasets.images import Chosen, Folder, ImageSet
-from orchestrator.needs import digest
+from orchestrator.method import Where
+from orchestrator.needs import Place, digest
 
 
 def blocks(rows=10, width=4, step=3, counter=None):
@@ -410,9 +411,23 @@ def test_a_resident_table_gives_the_rows_of_its_table(tmp_path):
 
 def test_tables_are_placed_together_or_not_at_all(tmp_path):
     block = {"value": np.zeros((3, 2), np.float32)}
-    table, cpu = cache.ensure(tmp_path, "pixels", {}, lambda: iter([block])), torch.device("cpu")
+    table = cache.ensure(tmp_path, "pixels", {}, lambda: iter([block]))
+    cpu = Where(Place(str(tmp_path)), 0, 1, torch.device("cpu"))
     decoder = object()
     assert tables.placed("auto", cpu, table, None) == [table, None]  # a memory map is as good
     assert tables.placed("on", cpu, table) == [table]
     placed = tables.placed("device", cpu, table, decoder, None)
     assert isinstance(placed[0], tables.Resident) and placed[1:] == [decoder, None]
+
+
+@pytest.mark.parametrize(
+    ("free", "share", "fits"), [(48, 1.0, True), (47, 1.0, False), (192, 0.25, True), (191, 0.25, False)]
+)
+def test_a_gpu_holds_what_fits_in_half_of_a_jobs_share(tmp_path, monkeypatch, free, share, fits):
+    """24 bytes of a table; students that start together on one GPU see the same free memory."""
+    table = cache.ensure(tmp_path, "pixels", {}, lambda: iter([{"value": np.zeros((3, 2), np.float32)}]))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1000))
+    monkeypatch.setattr(tables, "Resident", lambda rows, device: ("resident", rows))
+    gpu = Where(Place(str(tmp_path)), 0, 1, torch.device("cuda:0"), share)
+    assert tables.placed("auto", gpu, table) == [("resident", table) if fits else table]
+    assert tables.placed("auto", gpu, table, object())[0] is table
