@@ -56,6 +56,7 @@ def test_the_best_of_a_search_are_trained_again_and_scored_once_on_test(confirme
     assert any(" ± " in row for row in rows)
     answer = study.records(table)[0].run_id
     assert answer in text and f"orchestrator.export {answer}" in text, "the student that saw the whole training set"
+    assert "Which rows are told apart from the chosen one" in text
     assert text.index("told apart") < text.index("The search, on held-out identities")
     run = next(r for r in tracking.runs_of(search.tracking_uri, search.tag, "summary"))
     assert run.data.tags["orch.choice"] == scores.choice(search) and "validation" in scores.choice(search)
