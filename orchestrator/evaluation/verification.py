@@ -17,11 +17,12 @@ from orchestrator.evaluation.identification import ROUNDED, check_rate, exceeded
 from orchestrator.evaluation.templates import flip_summed, pair_scores, template_embeddings, template_scores
 
 __all__ = [
-    "Roc", "TarAtFar", "TenFold", "ValAtFar", "area_under_roc", "averaged", "equal_error_rate", "flip_summed",
-    "mate_ranks", "pair_scores", "roc", "tar_at_far", "template_embeddings", "template_scores", "ten_fold_accuracy",
-    "tpir_at_fpir", "val_at_far",
+    "MEAN_ACCURACY", "Roc", "TarAtFar", "TenFold", "ValAtFar", "area_under_roc", "averaged", "equal_error_rate",
+    "flip_summed", "mate_ranks", "pair_scores", "roc", "tar_at_far", "template_embeddings", "template_scores",
+    "ten_fold_accuracy", "tpir_at_fpir", "val_at_far",
 ]  # fmt: skip
 
+MEAN_ACCURACY = "val/accuracy"  # how the mean over several sets is called, where none is the data set's own
 _AVERAGED = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")  # in the column "Avg" of published tables
 _GRID = np.arange(400) / 100  # squared distances, 0 … 3.99
 _FINE_GRID = np.arange(4000) / 1000

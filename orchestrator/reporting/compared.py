@@ -16,8 +16,6 @@ from orchestrator.progress import label
 from orchestrator.reporting import scores
 from orchestrator.reporting.content import Section, TableOf
 
-_MEAN_ACCURACY = "val/accuracy"  # of several sets of pairs, where none is the data set's own
-
 
 @dataclass(frozen=True)
 class Row:
@@ -78,7 +76,7 @@ class Row:
         if of_set in self.pairs[0]:
             return [of_set]
         folds = {name: one.folds for name, one in self.pairs[0].items() if not one.templates}
-        return verification.averaged(folds) if metric == _MEAN_ACCURACY else []
+        return verification.averaged(folds) if metric == verification.MEAN_ACCURACY else []
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -87,7 +85,11 @@ class Row:
             known = list(self.queries[0].scores)
         else:
             known = [f"{name}/{rate}" for name, one in self.pairs[0].items() for rate in influence.rates(one)]
-            known += [_MEAN_ACCURACY] if _MEAN_ACCURACY not in known and self._sets(_MEAN_ACCURACY) else []
+            known += (
+                [verification.MEAN_ACCURACY]
+                if verification.MEAN_ACCURACY not in known and self._sets(verification.MEAN_ACCURACY)
+                else []
+            )
         named = [metric for metric in find.method(self.method).metrics if metric.name in known]
         if self.queries:
             return named

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from orchestrator.datasets.faces import Pairs, Search, Templates, VerificationSet
 from orchestrator.evaluation.influence import people_of
 from orchestrator.evaluation.verification import (
+    MEAN_ACCURACY,
     area_under_roc,
     averaged,
     equal_error_rate,
@@ -95,7 +96,7 @@ def scored(
     if OWN not in sets:
         pairs = {name: one for name, one in sets.items() if isinstance(one, Pairs)}
         mean = [metrics[f"{name}/accuracy"] for name in averaged({name: one.folds for name, one in pairs.items()})]
-        metrics |= {f"{OWN}/accuracy": float(np.mean(mean))} if mean else {}
+        metrics |= {MEAN_ACCURACY: float(np.mean(mean))} if mean else {}
     for name, theirs in (teacher or {}).items():
         metrics |= {f"{name}/{metric}": value for metric, value in agreement(found[name], theirs).items()}
     pairs = {name: _compared(one, scores[name]) for name, one in sets.items()}
