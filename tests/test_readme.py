@@ -48,7 +48,7 @@ def commands(page: Path) -> list[Shown]:
     found: list[Shown] = []
     for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         output: list[str] = []
-        for line in block.splitlines():
+        for line in re.sub(r" \\\n +", " ", block).splitlines():  # a command may go on in the next line
             if not line.startswith("$ "):
                 output.append(line)
                 continue
