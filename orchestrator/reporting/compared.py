@@ -85,11 +85,8 @@ class Row:
             known = list(self.queries[0].scores)
         else:
             known = [f"{name}/{rate}" for name, one in self.pairs[0].items() for rate in influence.rates(one)]
-            known += (
-                [verification.MEAN_ACCURACY]
-                if verification.MEAN_ACCURACY not in known and self._sets(verification.MEAN_ACCURACY)
-                else []
-            )
+            if verification.MEAN_ACCURACY not in known and self._sets(verification.MEAN_ACCURACY):
+                known.append(verification.MEAN_ACCURACY)
         named = [metric for metric in find.method(self.method).metrics if metric.name in known]
         if self.queries:
             return named
@@ -143,9 +140,8 @@ def row_of(uri: str, run_id: str, alone: bool = False) -> Row:
 
 def scored_data(tags: Mapping[str, str]) -> dict[str, str]:
     """Fingerprints of the images that a run has scored, from its tags; those it has trained on may differ."""
-    found = {name.removeprefix("orch.").removesuffix("_fingerprint"): value for name, value in tags.items()
-             if name.startswith("orch.") and name.endswith("_fingerprint")}  # fmt: skip
-    return {side: found[side] for side in ("query", "gallery", "test") if side in found}
+    known = {side: f"orch.{side}_fingerprint" for side in ("query", "gallery")}
+    return {side: tags[name] for side, name in known.items() if name in tags}
 
 
 def _stored(
