@@ -17,6 +17,8 @@ share both people, whose products are counted twice).
 # Shape legend: P = pairs, I = people.
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -24,6 +26,35 @@ from scipy.sparse.csgraph import connected_components
 
 from orchestrator.evaluation.verification import checked, equal_error_rate, measured_fars, tar_at_far, ten_fold_accuracy
 from orchestrator.method import PairScores
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A rate with what every pair adds to it."""
+
+    value: float
+    influence_P: np.ndarray  # to first order; sums to zero
+    share_P: np.ndarray | None = None  # exactly, where the rate is a mean over pairs; sums to the value
+
+
+def mean_over_sets(rates: Sequence[Rate]) -> Rate:
+    """The mean of the rates of several sets of pairs, of which none is in two; pairs in the order of the sets."""
+    shares = [one.share_P for one in rates]
+    return Rate(
+        float(np.mean([one.value for one in rates])),
+        np.concatenate([one.influence_P for one in rates]) / len(rates),
+        None if any(share_P is None for share_P in shares) else np.concatenate(shares) / len(rates),
+    )
+
+
+def mean_over_seeds(rates: Sequence[Rate]) -> Rate:
+    """The mean of one rate of the same pairs over several networks."""
+    shares = [one.share_P for one in rates]
+    return Rate(
+        float(np.mean([one.value for one in rates])),
+        np.mean([one.influence_P for one in rates], axis=0),
+        None if any(share_P is None for share_P in shares) else np.mean(shares, axis=0),
+    )
 
 
 def rates(pairs: PairScores) -> list[str]:
@@ -34,8 +65,8 @@ def rates(pairs: PairScores) -> list[str]:
     return ["accuracy", "eer", "auc", *(f"tar_{far}" for far in fars)]
 
 
-def rate(pairs: PairScores, name: str) -> tuple[float, np.ndarray]:
-    """A rate by its name, and the influence of every pair on it, (P,), which sums to zero.
+def rate(pairs: PairScores, name: str) -> Rate:
+    """A rate by its name, with what every pair adds to it.
 
     Raises:
         ValueError: the set has no such rate.
@@ -51,8 +82,8 @@ def rate(pairs: PairScores, name: str) -> tuple[float, np.ndarray]:
         return _area(score_P, same_P)
     if name == "accuracy" and pairs.folds:
         return _ten_fold(score_P, same_P, pairs.folds)
-    value, influence_P = _equal_errors(score_P, same_P)
-    return (value, influence_P) if name == "eer" else (1 - value, -influence_P)
+    errors = _equal_errors(score_P, same_P)
+    return errors if name == "eer" else Rate(1 - errors.value, -errors.influence_P)
 
 
 def variance(influence_P: np.ndarray, people_P2: np.ndarray) -> tuple[float, int]:
@@ -79,23 +110,23 @@ def people_of(rows_P2: np.ndarray, same_P: np.ndarray) -> np.ndarray:
     return connected_components(joined, directed=False)[1][rows_P2]
 
 
-def _ten_fold(score_P: np.ndarray, same_P: np.ndarray, folds: int) -> tuple[float, np.ndarray]:
+def _ten_fold(score_P: np.ndarray, same_P: np.ndarray, folds: int) -> Rate:
     """A threshold that makes accuracy largest moves it by nothing to first order: pairs are right or wrong."""
     threshold_F = ten_fold_accuracy(score_P, same_P, folds).threshold_F
     threshold_P = np.repeat(threshold_F, len(score_P) // folds)
     right_P = (np.maximum(2 - 2 * score_P, 0) < threshold_P) == same_P
-    return float(right_P.mean()), (right_P - right_P.mean()) / len(right_P)
+    return Rate(float(right_P.mean()), (right_P - right_P.mean()) / len(right_P), right_P / len(right_P))
 
 
-def _tar(score_P: np.ndarray, same_P: np.ndarray, far: float, rule: str) -> tuple[float, np.ndarray]:
+def _tar(score_P: np.ndarray, same_P: np.ndarray, far: float, rule: str) -> Rate:
     value, threshold, reached = tar_at_far(score_P, same_P, far, rule)
     accepted_P = score_P > threshold if rule == "strict" else score_P >= threshold
     influence_P = np.where(same_P, accepted_P - value, 0.0) / same_P.sum()
     slope = _slope(score_P, same_P, max(reached, far))
-    return value, influence_P - slope * np.where(same_P, 0.0, accepted_P - reached) / (~same_P).sum()
+    return Rate(value, influence_P - slope * np.where(same_P, 0.0, accepted_P - reached) / (~same_P).sum())
 
 
-def _equal_errors(score_P: np.ndarray, same_P: np.ndarray) -> tuple[float, np.ndarray]:
+def _equal_errors(score_P: np.ndarray, same_P: np.ndarray) -> Rate:
     """Where both errors are equal they move in opposite directions as the threshold does: a weighted mean of both."""
     value = equal_error_rate(score_P, same_P)
     threshold = np.quantile(score_P[~same_P], 1 - min(max(value, 0.0), 1.0), method="inverted_cdf")
@@ -106,17 +137,17 @@ def _equal_errors(score_P: np.ndarray, same_P: np.ndarray) -> tuple[float, np.nd
         (kind - np.where(own, kind[own].mean(), 0.0)) / own.sum()
         for kind, own in ((genuine, same_P), (impostor, ~same_P))
     ]
-    return value, (centred[0] + slope * centred[1]) / (1 + slope)
+    return Rate(value, (centred[0] + slope * centred[1]) / (1 + slope))
 
 
-def _area(score_P: np.ndarray, same_P: np.ndarray) -> tuple[float, np.ndarray]:
+def _area(score_P: np.ndarray, same_P: np.ndarray) -> Rate:
     """Placements (DeLong et al. 1988): of which share of the other kind a pair is on the right side."""
     placed_P = np.empty(len(score_P))
     for own, sign in ((same_P, 1), (~same_P, -1)):
         others, scores = np.sort(sign * score_P[~own]), sign * score_P[own]
         placed_P[own] = (others.searchsorted(scores) + others.searchsorted(scores, "right")) / (2 * len(others))
     value = float(placed_P[same_P].mean())
-    return value, (placed_P - value) / np.where(same_P, same_P.sum(), (~same_P).sum())
+    return Rate(value, (placed_P - value) / np.where(same_P, same_P.sum(), (~same_P).sum()))
 
 
 def _slope(score_P: np.ndarray, same_P: np.ndarray, far: float) -> float:

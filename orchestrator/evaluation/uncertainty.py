@@ -21,7 +21,7 @@ What could be seen is the sum of two quantiles of that error, as for a normal on
 seeds it is found in 73 and 77 of 100, not in 80.
 
 Rates of pairs, such as those of face verification, are compared by what each pair adds to them
-(:mod:`orchestrator.evaluation.influence`).
+(:mod:`orchestrator.evaluation.influence`), and accuracies that differ in few pairs by signs as well.
 """
 
 # Shape legend: Q = queries, I = identities, S = seeds, R = resamples, K = rows of a table.
@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.evaluation import influence
+from orchestrator.evaluation.influence import Rate
 
 RESAMPLES = 10_000
 LEVEL = 0.05  # of a test; intervals hold 1 - LEVEL
@@ -131,32 +132,35 @@ def difference(
 
 
 def difference_of_rates(
-    first: tuple[float, np.ndarray], second: tuple[float, np.ndarray], people_P2: np.ndarray,
+    first: Rate, second: Rate, people_P2: np.ndarray,
     seeds: Seeds | None = None, draw: int = 0, comparisons: int = 1,
 ) -> Difference:  # fmt: skip
     """How far a rate of pairs is above another one of the same pairs, and how sure that is.
 
     Pairs are of two people each, so people cannot be drawn with all that is theirs and nothing of others; the error
-    is that of :func:`orchestrator.evaluation.influence.variance`, with Student's t of as many people.
+    is that of :func:`orchestrator.evaluation.influence.variance`, with Student's t of as many people. Where a rate is
+    a mean over pairs, as ten-fold accuracy, and few pairs differ, a test by their signs decides as well.
 
     Args:
-        first, second: value and influence of every pair, see :func:`orchestrator.evaluation.influence.rate`; means
-            over seeds where there are several.
+        first, second: see :func:`orchestrator.evaluation.influence.rate`; means over seeds where there are several.
         people_P2: whose pair it is.
         seeds, draw, comparisons: as :func:`difference`.
 
     Raises:
         ValueError: lengths that differ, or pairs of fewer than two people.
     """
-    if not len(first[1]) == len(second[1]) == len(people_P2):
-        raise ValueError(f"pairs differ in number: {len(first[1])}, {len(second[1])} and people {len(people_P2)}")
-    variance, people = influence.variance(first[1] - second[1], people_P2)
+    counts = len(first.influence_P), len(second.influence_P), len(people_P2)
+    if len(set(counts)) > 1:
+        raise ValueError(f"pairs differ in number: {counts[0]}, {counts[1]} and people {counts[2]}")
+    variance, people = influence.variance(first.influence_P - second.influence_P, people_P2)
     if people < 2:
         raise ValueError(f"the pairs are of {people} person; an interval needs two at least")
     generator, error = np.random.default_rng(draw), math.sqrt(variance)
-    pivot_R = error * generator.standard_t(people - 1, RESAMPLES)
-    # No test by signs: a pair cannot change its sign without those that share its people.
-    return _difference(first[0] - second[0], error, pivot_R, people, seeds, generator, 0.0, comparisons)
+    pivot_R, by_signs = error * generator.standard_t(people - 1, RESAMPLES), 0.0
+    if first.share_P is not None and second.share_P is not None:
+        apart_P = first.share_P - second.share_P
+        by_signs = _p_by_signs(apart_P[apart_P != 0], generator)
+    return _difference(first.value - second.value, error, pivot_R, people, seeds, generator, by_signs, comparisons)
 
 
 def _difference(

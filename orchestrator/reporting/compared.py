@@ -8,6 +8,7 @@ import numpy as np
 
 from orchestrator import find, tracking
 from orchestrator.evaluation import influence, uncertainty, verification
+from orchestrator.evaluation.influence import Rate
 from orchestrator.evaluation.uncertainty import Difference
 from orchestrator.launch import trial
 from orchestrator.launch.plan import Plan, TrialRecord
@@ -28,13 +29,13 @@ class Row:
     queries: tuple[Queries, ...] = ()  # of every seed, where metrics are means over queries
     pairs: tuple[Mapping[str, PairScores], ...] = ()  # of every seed, where they are rates of pairs
     data: Mapping[str, str] = field(default_factory=dict)  # fingerprints of what was scored, where they are known
-    _kept: dict[str, list[tuple[float, np.ndarray]]] = field(default_factory=dict, repr=False, compare=False)
+    _kept: dict[str, list[Rate]] = field(default_factory=dict, repr=False, compare=False)
 
     def seeds(self, metric: str) -> list[float]:
         """The metric of every seed."""
         if self.queries:
             return [float(np.nanmean(one.scores[metric])) for one in self.queries]
-        return [value for value, _ in self._rates(metric)]
+        return [one.value for one in self._rates(metric)]
 
     def mean(self, metric: str) -> float:
         return float(np.mean(self.seeds(metric)))
@@ -43,10 +44,9 @@ class Row:
         """(Q,), of every query, the mean over seeds."""
         return np.mean([one.scores[metric] for one in self.queries], axis=0)
 
-    def influence(self, metric: str) -> tuple[float, np.ndarray]:
-        """A rate and what every pair adds to it, (P,), the mean over seeds."""
-        found = self._rates(metric)
-        return float(np.mean([value for value, _ in found])), np.mean([of_pairs for _, of_pairs in found], axis=0)
+    def rate(self, metric: str) -> Rate:
+        """The mean over seeds."""
+        return influence.mean_over_seeds(self._rates(metric))
 
     def identities(self, metric: str) -> np.ndarray:
         """Whose queries, (Q,), or pairs, (P, 2), a metric is made of."""
@@ -59,15 +59,14 @@ class Row:
             people += int(person_P2.max()) + 1
         return np.concatenate(found)
 
-    def _rates(self, metric: str) -> list[tuple[float, np.ndarray]]:
-        """The rate of every seed with the influence of every pair; of the metric that was asked last, kept."""
+    def _rates(self, metric: str) -> list[Rate]:
+        """Of every seed; of the metric that was asked last, kept."""
         if metric not in self._kept:
             rate, sets = metric.partition("/")[2], self._sets(metric)
             self._kept.clear()
-            self._kept[metric] = []
-            for one in self.pairs:
-                values, influences = zip(*(influence.rate(one[name], rate) for name in sets), strict=True)
-                self._kept[metric].append((float(np.mean(values)), np.concatenate(influences) / len(sets)))
+            self._kept[metric] = [
+                influence.mean_over_sets([influence.rate(one[name], rate) for name in sets]) for one in self.pairs
+            ]
         return self._kept[metric]
 
     def _sets(self, metric: str) -> list[str]:
@@ -208,7 +207,7 @@ def _difference(row: Row, other: Row, metric: str, seeds: uncertainty.Seeds | No
     if row.queries:
         of, sides = uncertainty.difference, (row.scores(metric), other.scores(metric))
     else:
-        of, sides = uncertainty.difference_of_rates, (row.influence(metric), other.influence(metric))
+        of, sides = uncertainty.difference_of_rates, (row.rate(metric), other.rate(metric))
     return of(*sides, identities, seeds, comparisons=comparisons)
 
 

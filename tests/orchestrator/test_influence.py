@@ -38,13 +38,13 @@ def test_values_are_those_of_the_metrics():
     }
     assert influence.rates(pairs) == list(expected) and one
     for name, value in expected.items():
-        assert influence.rate(pairs, name)[0] == pytest.approx(value, abs=1e-12)
+        assert influence.rate(pairs, name).value == pytest.approx(value, abs=1e-12)
     plain = PairScores(score_P, same_P, pairs.people_P2)
-    assert influence.rate(plain, "accuracy")[0] == 1 - influence.rate(plain, "eer")[0]
+    assert influence.rate(plain, "accuracy").value == 1 - influence.rate(plain, "eer").value
     of_templates = PairScores(score_P, same_P, pairs.people_P2, templates=True)
     assert influence.rates(of_templates) == ["tar_1e-1", "tar_1e-2", "tar_strict_1e-1", "tar_strict_1e-2"]
     nearest = verification.tar_at_far(score_P, same_P, 1e-2, "nearest").tar
-    assert influence.rate(of_templates, "tar_1e-2")[0] == nearest
+    assert influence.rate(of_templates, "tar_1e-2").value == nearest
     with pytest.raises(ValueError, match="no rate 'tar_1e-4'; there are accuracy, eer"):
         influence.rate(pairs, "tar_1e-4")
 
@@ -52,7 +52,7 @@ def test_values_are_those_of_the_metrics():
 @pytest.mark.parametrize("name", RATES)
 def test_influences_sum_to_nothing(name):
     pairs, _ = compared(np.random.default_rng(1))
-    _, influence_P = influence.rate(pairs, name)
+    influence_P = influence.rate(pairs, name).influence_P
     assert abs(influence_P.sum()) < 1e-9 and np.isfinite(influence_P).all() and influence_P.any()
 
 
@@ -65,9 +65,9 @@ def test_the_error_is_that_of_data_drawn_again(name):
         pairs, _ = compared(rng, own=0.0, pairs=2000)
         alone = np.arange(4000).reshape(-1, 2)
         alone[pairs.same_P, 1] = alone[pairs.same_P, 0]
-        value, influence_P = influence.rate(pairs, name)
-        values.append(value)
-        errors.append(math.sqrt(influence.variance(influence_P, alone)[0]))
+        found = influence.rate(pairs, name)
+        values.append(found.value)
+        errors.append(math.sqrt(influence.variance(found.influence_P, alone)[0]))
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
 
 
@@ -109,8 +109,38 @@ def test_a_large_difference_is_told_apart_and_a_seed_widens_it():
     assert (none.value, none.low, none.high) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(("differ", "least"), [(4, 2 / 16), (5, 2 / 32), (6, 2 / 64)])
+def test_few_pairs_that_differ_are_a_test_by_signs(differ, least):
+    """McNemar's test: of two ten-fold accuracies that differ in few pairs, all of them for one side."""
+    same_P, alone = np.arange(2000) % 2 == 0, np.arange(4000).reshape(-1, 2)
+    better = PairScores(np.where(same_P, 0.9, 0.1), same_P, alone, 10)
+    worse = PairScores(better.score_P.copy(), same_P, alone, 10)
+    worse.score_P[np.flatnonzero(same_P)[:differ]] = 0.1
+    rates = [influence.rate(pairs, "accuracy") for pairs in (better, worse)]
+    assert rates[0].share_P.sum() == pytest.approx(rates[0].value)
+    found = uncertainty.difference_of_rates(*rates, alone)
+    assert found.value == pytest.approx(differ / 2000) and found.p == pytest.approx(least)
+    assert found.told_apart == (least <= 0.05) == (found.low > 0)
+    # The mean over this set and an equal one says no more.
+    both = [influence.mean_over_sets([one, rates[0]]) for one in rates]
+    twice = uncertainty.difference_of_rates(*both, np.concatenate([alone, alone + 4000]))
+    assert twice.value == pytest.approx(differ / 4000) and twice.p == pytest.approx(least)
+
+
+def test_few_pairs_that_differ_without_a_reason_are_rarely_told_apart():
+    """Of 2,000 pairs of different people a few are right by one network alone, by either as often."""
+    told, alone, influences = 0, np.arange(4000).reshape(-1, 2), []
+    for number in range(1000):
+        rng = np.random.default_rng(number)
+        right_2P = np.ones((2, 2000))
+        right_2P[rng.integers(0, 2, differ := rng.integers(3, 9)), rng.integers(0, 2000, differ)] = 0
+        influences = [influence.Rate(r.mean(), (r - r.mean()) / 2000, r / 2000) for r in right_2P]
+        told += uncertainty.difference_of_rates(*influences, alone, draw=number).told_apart
+    assert told / 1000 <= 0.05
+
+
 def test_bad_pairs_are_refused():
-    rate = 0.5, np.zeros(3)
+    rate = influence.Rate(0.5, np.zeros(3))
     with pytest.raises(ValueError, match="pairs differ in number: 3, 3 and people 2"):
         uncertainty.difference_of_rates(rate, rate, np.zeros((2, 2), int))
     with pytest.raises(ValueError, match="of 1 person"):
