@@ -17,12 +17,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from losses.similarity import check_pair, full_precision, largest_columns, unit_pair
-
-# Rows × columns² that may be alive at once in the all-pairs terms: 2^26 float32 numbers are 256 MiB a tensor.
-_PAIRS_AT_ONCE = 2**26
+from losses.similarity import check_pair, full_precision, in_chunks, largest_columns, unit_pair
 
 
 def feature_term(student_BD: Tensor, teacher_BD: Tensor, reading: Literal["A", "B"] = "B") -> Tensor:
@@ -110,12 +106,11 @@ def relation_terms(
     with full_precision(student_BD):
         query_BB, gallery_BB = _similarities(student_BD, teacher_BD)
         if top_k is None:
-            return _all_pairs(query_BB, gallery_BB, margin, ("inconsistent", "consistent"), skip_self=True, ties=ties)
+            self_B = torch.arange(len(query_BB), device=query_BB.device)
+            return _mean_norms(query_BB, gallery_BB, self_B, margin, ("inconsistent", "consistent"), ties)
         neighbours_BK = _other_neighbours(gallery_BB, top_k - 1)
         query_BK, gallery_BK = query_BB.gather(1, neighbours_BK), gallery_BB.gather(1, neighbours_BK)
-        groups = _row_norms(query_BK, gallery_BK, None, margin, ("inconsistent", "consistent"), ties)
-        inconsistent_B, consistent_B = groups.unbind()
-        return inconsistent_B.mean(), consistent_B.mean()
+        return _mean_norms(query_BK, gallery_BK, None, margin, ("inconsistent", "consistent"), ties)
 
 
 def differential_term(student_BD: Tensor, teacher_BD: Tensor, margin: float = 0.1) -> Tensor:
@@ -143,7 +138,7 @@ def differential_term(student_BD: Tensor, teacher_BD: Tensor, margin: float = 0.
         raise ValueError(f"margin must be above 0, got {margin}")
     with full_precision(student_BD):
         query_BB, gallery_BB = _similarities(student_BD, teacher_BD)
-        (term,) = _all_pairs(query_BB, gallery_BB, margin, ("all",), skip_self=False, ties="drop")
+        (term,) = _mean_norms(query_BB, gallery_BB, None, margin, ("all",), ties="drop")
         return term
 
 
@@ -185,7 +180,7 @@ def _other_neighbours(gallery_BB: Tensor, count: int) -> Tensor:
 def _row_norms(
     query_RN: Tensor, gallery_RN: Tensor, self_R: Tensor | None, margin: float, groups: tuple[str, ...], ties: str
 ) -> Tensor:
-    """Norm of e over each row's ordered pairs, once per group: (len(groups), R)."""
+    """Norm of e over each row's ordered pairs, once per group: (R, len(groups))."""
     a_RNN = query_RN[:, :, None] - query_RN[:, None, :]
     b_RNN = gallery_RN[:, :, None] - gallery_RN[:, None, :]
     if ties == "reference":
@@ -200,18 +195,18 @@ def _row_norms(
         [
             torch.linalg.vector_norm(e_RNN if keep[g] is None else e_RNN.masked_fill(~keep[g], 0), dim=(1, 2))
             for g in groups
-        ]
+        ],
+        dim=1,
     )
 
 
-def _all_pairs(
-    query_BB: Tensor, gallery_BB: Tensor, margin: float, groups: tuple[str, ...], skip_self: bool, ties: str
+def _mean_norms(
+    query_BN: Tensor, gallery_BN: Tensor, self_B: Tensor | None, margin: float, groups: tuple[str, ...], ties: str
 ) -> tuple[Tensor, ...]:
-    """Mean row norms over all pairs of columns, a few rows at a time, recomputed in the backward pass."""
-    rows = max(1, _PAIRS_AT_ONCE // query_BB.shape[1] ** 2)
-    index_B = torch.arange(len(query_BB), device=query_BB.device)
-    norms = [
-        checkpoint(_row_norms, query, gallery, index if skip_self else None, margin, groups, ties, use_reentrant=False)
-        for query, gallery, index in zip(query_BB.split(rows), gallery_BB.split(rows), index_B.split(rows), strict=True)
-    ]
-    return tuple(torch.cat(norms, dim=1).mean(dim=1))
+    """Mean over images of the row norms, once per group; a few rows at a time where there are many pairs."""
+
+    def norms(query_RN: Tensor, gallery_RN: Tensor, self_R: Tensor | None = None) -> Tensor:
+        return _row_norms(query_RN, gallery_RN, self_R, margin, groups, ties)
+
+    by_row = (query_BN, gallery_BN) if self_B is None else (query_BN, gallery_BN, self_B)
+    return in_chunks(query_BN.shape[1] ** 2, norms, *by_row).mean(dim=0).unbind()

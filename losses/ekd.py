@@ -1,6 +1,6 @@
 """Evaluation-oriented distillation for face recognition (Huang et al., CVPR 2022)."""
 
-# Shape legend: B = batch, D = embedding width, P = pairs of the batch, K = thresholds.
+# Shape legend: B = batch, D = embedding width, P = pairs of the batch, C = pairs of a chunk, K = thresholds.
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from losses.similarity import full_precision, mean_where, unit_rows
+from losses.similarity import full_precision, in_chunks, mean_where, unit_rows
 
 
 class EKD(nn.Module):
@@ -94,5 +94,8 @@ class EKD(nn.Module):
         threshold_K.copy_(torch.where(impostors > 0, moved_K, threshold_K))
 
     def _rank(self, value_P: Tensor, threshold_K: Tensor) -> Tensor:
-        exponent_PK = (value_P[:, None] - threshold_K.to(value_P)) / self.temperature
-        return exponent_PK.clamp(-50, 50).sigmoid().sum(dim=1)
+        def rank(value_C: Tensor) -> Tensor:
+            exponent_CK = (value_C[:, None] - threshold_K.to(value_C)) / self.temperature
+            return exponent_CK.clamp(-50, 50).sigmoid().sum(dim=1)
+
+        return in_chunks(len(threshold_K), rank, value_P)

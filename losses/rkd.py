@@ -12,8 +12,7 @@ from torch import Tensor
 
 from losses.similarity import at_least_float32, check_rows, full_precision, in_chunks
 
-# Entries of the difference vectors (R, B, D) and angles (R, B, B) that may be alive at once: 256 MiB in float32.
-_ENTRIES_AT_ONCE = 2**26
+_SAME = 1e-13  # squared distance, as a share of the squared norms, below which rows are identical: float32's rounding
 
 
 def distance_term(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
@@ -49,26 +48,24 @@ def angle_term(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     is zero and sends no gradient. Departs from the authors' code there: it divides by 1e-12, which turns
     duplicated images (common where identities are sampled with replacement) into gradients of order 1e10.
 
-    Works on chunks of images and computes them again in the backward pass: the cost is B³·D, the memory is
-    bounded (the original keeps B³ + B²·D numbers: 24 GB for a batch of 120, says its author).
+    With G = x xᵀ the angle is (G_jk − G_ij − G_ik + G_ii) / (‖x_j − x_i‖ ‖x_k − x_i‖), in float64, where nothing of
+    float32's digits is lost in the differences: B³ + B²·D steps, where products of the directions take B³·D. Chunks
+    of images are computed again in the backward pass, so the memory is B² (the original keeps B³ + B²·D numbers:
+    24 GB for a batch of 120, says its author).
 
     Args, Returns, Raises: as :func:`distance_term`.
 
     >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
-    >>> angle_term(3 * x + 1, x).item()  # neither scale nor shift matters
+    >>> round(angle_term(3 * x + 1, x).item(), 12)  # neither scale nor shift matters
     0.0
     """
     check_rows(student_BD, teacher_BD, least=2)
     with full_precision(student_BD):
-        student_BD, teacher_BD = at_least_float32(student_BD), at_least_float32(teacher_BD.detach())
-
-        def row_means(student_RD: Tensor, teacher_RD: Tensor) -> Tensor:
-            angles = _angles(student_RD, student_BD), _angles(teacher_RD, teacher_BD)
-            return F.smooth_l1_loss(*angles, reduction="none").mean(dim=(1, 2))
-
-        width = max(student_BD.shape[1], teacher_BD.shape[1])
-        rows = _ENTRIES_AT_ONCE // (len(student_BD) * (len(student_BD) + width))
-        return in_chunks(rows, row_means, student_BD, teacher_BD).mean()
+        student_gram_BB, *student = _corners(student_BD)
+        teacher_gram_BB, *teacher = _corners(teacher_BD.detach())
+        whole = student_gram_BB, teacher_gram_BB
+        gap_B = in_chunks(len(student_BD) ** 2, _angle_gaps, *student, *teacher, whole=whole)
+        return gap_B.mean().to(at_least_float32(student_BD).dtype)
 
 
 def _relative_distances(x_BD: Tensor) -> Tensor:
@@ -79,8 +76,27 @@ def _relative_distances(x_BD: Tensor) -> Tensor:
     return distance_BB / (distance_BB.sum() / (len(x_BD) * (len(x_BD) - 1)))
 
 
-def _angles(from_RD: Tensor, to_BD: Tensor) -> Tensor:
-    direction_RBD = to_BD[None, :, :] - from_RD[:, None, :]
-    none_RB1 = (direction_RBD == 0).all(dim=2, keepdim=True)
-    unit_RBD = F.normalize(direction_RBD.masked_fill(none_RB1, 1.0), dim=2).masked_fill(none_RB1, 0.0)
-    return unit_RBD @ unit_RBD.transpose(1, 2)
+def _corners(x_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What angles are made of, in float64: G, G_ij − G_ii / 2, and 1 / ‖x_j − x_i‖, which is 0 of identical rows."""
+    gram_BB = x_BD.double() @ x_BD.double().T
+    half_B = gram_BB.diagonal() / 2
+    inner_BB = gram_BB - half_B[:, None]
+    square_BB = 2 * (half_B[None, :] - inner_BB)
+    same_BB = square_BB <= _SAME * 2 * (half_B[:, None] + half_B[None, :])
+    return gram_BB, inner_BB, square_BB.masked_fill(same_BB, 1.0).rsqrt().masked_fill(same_BB, 0.0)
+
+
+def _angle_gaps(
+    student_inner_RB: Tensor, student_inverse_RB: Tensor, teacher_inner_RB: Tensor, teacher_inverse_RB: Tensor,
+    student_gram_BB: Tensor, teacher_gram_BB: Tensor,
+) -> Tensor:  # fmt: skip
+    """Mean huber₁ of the angles at R images: (R,)."""
+    student_RBB = _angles(student_gram_BB, student_inner_RB, student_inverse_RB)
+    teacher_RBB = _angles(teacher_gram_BB, teacher_inner_RB, teacher_inverse_RB)
+    return F.smooth_l1_loss(student_RBB, teacher_RBB, reduction="none").mean(dim=(1, 2))
+
+
+def _angles(gram_BB: Tensor, inner_RB: Tensor, inverse_RB: Tensor) -> Tensor:
+    """Cosines at R images between the directions to all others: (R, B, B)."""
+    product_RBB = gram_BB - inner_RB[:, :, None] - inner_RB[:, None, :]
+    return product_RBB * inverse_RB[:, :, None] * inverse_RB[:, None, :]

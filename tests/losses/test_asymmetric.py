@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from losses import aml, cckd, csd, fitnet, logit_kd, pkt, raml, rkd, rop, spkd, ugd
-from losses.similarity import nearest_similarities
+from losses.similarity import in_chunks, nearest_similarities
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = json.loads((GOLDEN / "asymmetric.json").read_text())["cases"]
@@ -85,6 +85,22 @@ def naive_rkd_angle(s, t):
             cosines.append(a @ b / lengths if lengths > 0 else 0.0)
         total += huber(cosines[0] - cosines[1])
     return total / n**3
+
+
+def test_angles_far_from_the_origin_keep_their_digits():
+    """float32 rows that are far from 0, and two thousandths apart: no digit of their directions is lost."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (10 + 1e-3 * torch.randn(9, 6, generator=generator) for _ in range(2))
+    student[4] = student[2]  # identical rows have no direction
+    teacher[5] = teacher[1]
+    student.requires_grad_()
+    found = rkd.angle_term(student, teacher)
+    found.backward()
+    assert found.dtype == student.grad.dtype == torch.float32
+    assert found.item() == pytest.approx(
+        naive_rkd_angle(*(x.detach().double().numpy() for x in (student, teacher))), 1e-6
+    )
+    assert student.grad.isfinite().all() and 0 < student.grad.abs().max() < 1e4
 
 
 def naive_pkt(s, t):
@@ -390,16 +406,40 @@ def test_ties_are_taken_in_index_order():
 
 def test_chunks_of_rows_give_the_same_as_one(monkeypatch):
     student, teacher = pair(9)
-    for module, name, loss in (
-        (rkd, "_ENTRIES_AT_ONCE", rkd.angle_term),
-        (rop, "_PAIRS_AT_ONCE", lambda s, t: rop.rop(s, t, 6)),
-    ):
+    for loss in (rkd.angle_term, lambda s, t: rop.rop(s, t, 6)):
+        monkeypatch.setattr("losses.similarity._AT_ONCE_CPU", 2**20)
         whole = loss(student, teacher)
         (gradient,) = torch.autograd.grad(whole, student)
-        monkeypatch.setattr(module, name, 300)
+        monkeypatch.setattr("losses.similarity._AT_ONCE_CPU", 100)
         chunked = loss(student, teacher)
         torch.testing.assert_close(chunked, whole, rtol=1e-13, atol=0)
         torch.testing.assert_close(torch.autograd.grad(chunked, student)[0], gradient, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("at_once", [1, 6, 9, 1000])  # one row, a part of the rows, less than a chunk left, all rows
+def test_chunks_give_gradients_to_rows_and_to_what_all_rows_see(monkeypatch, at_once):
+    monkeypatch.setattr("losses.similarity._AT_ONCE_CPU", at_once)
+    generator = torch.Generator().manual_seed(0)
+    row_R3, other_R3 = (torch.randn(7, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    whole_33 = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    index_R = torch.arange(7)
+
+    def function(row_R3, index_R, other_R3, whole_33):
+        product_R3 = (row_R3 @ whole_33).tanh() * index_R[:, None]
+        return torch.stack([product_R3.sum(dim=1), (product_R3 * other_R3).sum(dim=1)], dim=1)
+
+    def chunked(row_R3, whole_33):
+        return in_chunks(3, function, row_R3, index_R, other_R3, whole=(whole_33,))
+
+    given = row_R3.requires_grad_(), whole_33.requires_grad_()
+    torch.testing.assert_close(chunked(*given), function(row_R3, index_R, other_R3, whole_33), rtol=1e-14, atol=0)
+    assert torch.autograd.gradcheck(chunked, given)
+    assert torch.autograd.gradcheck(lambda row_R3: chunked(row_R3, whole_33.detach()), given[:1])
+    value = chunked(*given).sum()
+    with torch.autocast("cpu", torch.bfloat16):  # no matter what is on around the backward pass
+        under = torch.autograd.grad(value, given)
+    torch.testing.assert_close(under, torch.autograd.grad(chunked(*given).sum(), given), rtol=0, atol=0)
+    assert not chunked(row_R3.detach(), whole_33.detach()).requires_grad
 
 
 @pytest.mark.parametrize(

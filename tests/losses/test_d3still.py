@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from losses import d3still
 from losses.d3still import differential_term, feature_term, pairwise_term, relation_terms
 from losses.similarity import unit_rows
 from losses.triplet import batch_hard_triplet, batch_soft_triplet
@@ -195,12 +194,19 @@ def test_autocast_changes_nothing():
 
 def test_chunks_of_rows_give_the_same_as_one(monkeypatch):
     student, teacher = pair(9)
-    whole = differential_term(student, teacher)
-    (gradient,) = torch.autograd.grad(whole, student)
-    monkeypatch.setattr(d3still, "_PAIRS_AT_ONCE", 2 * 81)
-    chunked = differential_term(student, teacher)
+
+    def terms():
+        found = differential_term(student, teacher), *relation_terms(student, teacher, None)
+        return torch.stack([*found, *relation_terms(student, teacher, 6)])
+
+    whole = terms()
+    gradients = [torch.autograd.grad(term, student, retain_graph=True)[0] for term in whole]
+    monkeypatch.setattr("losses.similarity._AT_ONCE_CPU", 2 * 81)
+    chunked = terms()
     torch.testing.assert_close(chunked, whole, rtol=1e-13, atol=0)
-    torch.testing.assert_close(torch.autograd.grad(chunked, student)[0], gradient, rtol=1e-11, atol=1e-13)
+    for term, gradient in zip(chunked, gradients, strict=True):
+        found = torch.autograd.grad(term, student, retain_graph=True)[0]
+        torch.testing.assert_close(found, gradient, rtol=1e-11, atol=1e-13)
 
 
 def test_terms_do_not_depend_on_scale_rotation_or_order():

@@ -162,7 +162,9 @@ class SlowEKD:
     ],
     ids=str,
 )
-def test_ekd_is_that_of_plain_loops_over_steps(settings):
+@pytest.mark.parametrize("at_once", [7, 2**20])  # numbers that are ranked in a chunk
+def test_ekd_is_that_of_plain_loops_over_steps(monkeypatch, settings, at_once):
+    monkeypatch.setattr("losses.similarity._AT_ONCE_CPU", at_once)
     loss = EKD(**settings).double()
     slow = SlowEKD(loss)
     for step in range(4):
@@ -562,7 +564,7 @@ def test_relations_take_a_teacher_of_another_width(name, widths):
 def test_chunks_of_unequal_widths_change_nothing(monkeypatch):
     student, teacher = rand(7, 3), rand(7, 5, seed=1)
     expected = with_gradient(angle_term, student, teacher)
-    monkeypatch.setattr("losses.rkd._ENTRIES_AT_ONCE", 2 * 7 * 12)
+    monkeypatch.setattr("losses.similarity._AT_ONCE_CPU", 2 * 7 * 7)
     found = with_gradient(angle_term, student, teacher)
     close(found[0], expected[0], 1e-13)
     close(found[1], expected[1], 1e-12)

@@ -35,8 +35,8 @@ class Neighbours:
             with full_precision(student_RD):
                 return (gallery_RKD.to(student_RD.dtype) @ student_RD[:, :, None])[:, :, 0]
 
-        rows = 2**26 // (top_k * student_BD.shape[1])  # 256 MiB of neighbours at once
-        return in_chunks(rows, cosines, unit_rows(student_BD), index_BK), cosine_BK.to(student_BD.dtype)
+        chunked = in_chunks(top_k * student_BD.shape[1], cosines, unit_rows(student_BD), index_BK)
+        return chunked, cosine_BK.to(student_BD.dtype)
 
 
 @dataclass(frozen=True)
