@@ -146,8 +146,10 @@ def in_chunks(
     rows = max(1, (_AT_ONCE_CPU if by_row[0].device.type == "cpu" else _AT_ONCE_GPU) // max(1, numbers_per_row))
     if len(by_row[0]) <= rows:
         return function(*by_row, *whole)
-    # Not compiled: a graph of a hundred chunks takes minutes to compile.
-    return torch.compiler.disable(_InChunks.apply)(function, rows, len(by_row), *by_row, *whole)
+    apply = _InChunks.apply
+    if torch.compiler.is_compiling():  # a graph of a hundred chunks would take minutes to compile
+        apply = torch.compiler.disable(apply)
+    return apply(function, rows, len(by_row), *by_row, *whole)
 
 
 class _InChunks(torch.autograd.Function):

@@ -6,6 +6,8 @@ Embeddings have 512 numbers. Each loss at each size is a process of its own; mem
 numbers of four bytes per pair of images (B²), so that what a formula needs can be read off: a loss on single rows
 shows 0, one that compares all pairs shows the few matrices that its gradient keeps. The exponent is of time, between
 the last two sizes. What would take more than ``--most`` seconds is left out, and its line says how long it would take.
+
+The first line is the limit of most losses that compare all pairs: both products of similarities and the gradient's.
 """
 
 import argparse
@@ -95,6 +97,7 @@ def steps(s: Tensor, t: Tensor, label: Tensor) -> dict[str, Callable[[], Step]]:
         return lambda: rsiamnet.cluster_contrastive(s, memory, label, rows)
 
     return {
+        "limit: matrix products": lambda: lambda: (s @ t.T + t @ t.T).mean(),
         "d3still.feature_term": lambda: lambda: d3still.feature_term(s, t),
         "d3still.pairwise_term": lambda: lambda: d3still.pairwise_term(s, t),
         "d3still.relation_terms, top 10": lambda: lambda: sum(d3still.relation_terms(s, t)),
