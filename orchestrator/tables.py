@@ -91,11 +91,16 @@ class Resident:
     """Columns of a table on a device. Rows are gathered there, so that a step sends their numbers alone.
 
     Called as the table is: the same rows, as tensors on the device.
+
+    Args:
+        rows: the table.
+        device: where to.
+        beside: more columns, of which the table knows nothing, such as labels.
     """
 
-    def __init__(self, rows: cache.Rows, device: torch.device):
+    def __init__(self, rows: cache.Rows, device: torch.device, **beside: np.ndarray):
         self.manifest, self._device, self._columns = rows.manifest, device, {}
-        for name, values in _numbers(rows).items():
+        for name, values in (_numbers(rows) | beside).items():
             whole = torch.empty(values.shape, dtype=torch.from_numpy(values[:0].copy()).dtype, device=device)
             step = max(1, _COPIED_AT_ONCE // max(1, values[:1].nbytes))
             for part in cache.ranges(len(values), step):  # of a memory map, so that the host never holds it whole
@@ -112,7 +117,7 @@ class Resident:
         return self._columns[column].index_select(0, index)
 
 
-def placed(choice: str, where: Where, *sources: Any) -> list[Any]:
+def placed(choice: str, where: Where, *sources: Any, **beside: np.ndarray) -> list[Any]:
     """Tables where a step reads them: on the device, or as they are; what is no table stays as it is.
 
     Args:
@@ -120,14 +125,24 @@ def placed(choice: str, where: Where, *sources: Any) -> list[Any]:
             job's share of it where several jobs have the GPU. With "auto" nothing moves where a source is no table.
         where: the step runs.
         sources: tables, decoders of images, None.
+        beside: columns that the first of them takes with it to the device.
     """
     device = where.device
     found = [source for source in sources if isinstance(source, cache.Rows)]
     wanted = choice == "device"
     if choice == "auto" and device.type == "cuda" and len(found) == len([s for s in sources if s is not None]):
-        size = sum(values.nbytes for rows in found for values in _numbers(rows).values())
+        columns = [*beside.values(), *(values for rows in found for values in _numbers(rows).values())]
+        size = sum(values.nbytes for values in columns)
         wanted = size <= _RESIDENT_SHARE * where.share * torch.cuda.mem_get_info(device)[0]
-    return [Resident(s, device) if wanted and isinstance(s, cache.Rows) else s for s in sources]
+    return [
+        Resident(source, device, **({} if number else beside)) if wanted and isinstance(source, cache.Rows) else source
+        for number, source in enumerate(sources)
+    ]
+
+
+def column(source: Any, name: str, values: np.ndarray, rows: np.ndarray) -> Tensor:
+    """Rows of a column that is beside a table: of the device where the table is there, else of the host's values."""
+    return source(rows, name) if isinstance(source, Resident) else torch.from_numpy(values[rows])
 
 
 def _numbers(rows: cache.Rows) -> dict[str, np.ndarray]:

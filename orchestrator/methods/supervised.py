@@ -90,7 +90,7 @@ class SupervisedMethod(Method):
         train, sides = found.train, data.open_sides(prepared, found, own.student.size)
         student = recipe.build_embedder(own.student, own.embedding_dim, train.num_identities, own.train.seed)
         pixels = data.open_frames(prepared, "train pixels", train, own.student.size)
-        (pixels,) = tables.placed(own.run.pixel_cache, where, pixels)
+        (pixels,) = tables.placed(own.run.pixel_cache, where, pixels, label=train.labels)
         load = data.LoadLabelled(pixels, train)
         height, width = own.student.size
         requests = data.LabelledRequests(

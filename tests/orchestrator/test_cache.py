@@ -1,5 +1,6 @@
 """Caches: built once, never used when damaged, nothing left of a killed build."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -420,6 +421,20 @@ def test_tables_are_placed_together_or_not_at_all(tmp_path):
     assert isinstance(placed[0], tables.Resident) and placed[1:] == [decoder, None]
 
 
+def test_what_is_beside_a_table_goes_with_it(tmp_path):
+    pixels, targets = (
+        cache.ensure(tmp_path, "pixels", {"of": name}, lambda: iter([{"value": np.zeros((3, 2), np.float32)}]))
+        for name in ("frames", "targets")
+    )
+    cpu, label = Where(Place(str(tmp_path)), 0, 1, torch.device("cpu")), np.array([4, 0, 9])
+    frames, theirs = tables.placed("device", cpu, pixels, targets, label=label)
+    for source in (frames, pixels):
+        found = tables.column(source, "label", label, np.array([2, 0, 2]))
+        assert found.tolist() == [9, 4, 9] and found.dtype == torch.int64
+    with pytest.raises(KeyError):
+        theirs(np.array([0]), "label")
+
+
 @pytest.mark.parametrize(
     ("free", "share", "fits"), [(48, 1.0, True), (47, 1.0, False), (192, 0.25, True), (191, 0.25, False)]
 )
@@ -427,7 +442,13 @@ def test_a_gpu_holds_what_fits_in_half_of_a_jobs_share(tmp_path, monkeypatch, fr
     """24 bytes of a table; students that start together on one GPU see the same free memory."""
     table = cache.ensure(tmp_path, "pixels", {}, lambda: iter([{"value": np.zeros((3, 2), np.float32)}]))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1000))
-    monkeypatch.setattr(tables, "Resident", lambda rows, device: ("resident", rows))
+    monkeypatch.setattr(tables, "Resident", lambda rows, device, **beside: ("resident", rows, *beside))
     gpu = Where(Place(str(tmp_path)), 0, 1, torch.device("cuda:0"), share)
     assert tables.placed("auto", gpu, table) == [("resident", table) if fits else table]
     assert tables.placed("auto", gpu, table, object())[0] is table
+    label = np.zeros(3, np.int64)  # another 24 bytes
+    few = dataclasses.replace(gpu, share=share / 2)
+    assert tables.placed("auto", few, table, label=label)[0] is table
+    assert tables.placed("auto", gpu, table, label=label)[0] is table
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * free, 1000))
+    assert tables.placed("auto", gpu, table, label=label) == [("resident", table, "label") if fits else table]

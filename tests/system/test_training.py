@@ -138,15 +138,15 @@ def test_tables_on_the_device_change_no_number(method, changes, experiment, monk
     made = []
     resident = tables.Resident.__init__
 
-    def noted(self, *arguments):
-        made.append(self)
-        resident(self, *arguments)
+    def noted(self, *arguments, **beside):
+        made.append(set(beside))
+        resident(self, *arguments, **beside)
 
     monkeypatch.setattr(tables.Resident, "__init__", noted)
     found = []
     for choice in ("on", "device"):
         one = experiment(method, **{"run.pixel_cache": choice, "train.epochs": 2, **changes})
-        assert bool(made) == (choice == "device")
+        assert (made[:1] == [{"label"}]) == (choice == "device"), "labels live where the frames do"
         history, _ = fit(one, CPU)
         found.append((numbers(history), one.task.stored()))
     (on_host, weights), (on_device, others) = found

@@ -192,7 +192,9 @@ class AsymmetricMethod(Method):
         if recipe.views == "online" and distilling:
             teacher_frames = data.open_frames(prepared, "teacher train pixels", train, recipe.teacher.network.size)
         targets = cache.open_rows(prepared.path("targets")) if distilling and "targets" in prepared else None
-        frames, teacher_frames, targets = tables.placed(recipe.run.pixel_cache, where, frames, teacher_frames, targets)
+        frames, teacher_frames, targets = tables.placed(
+            recipe.run.pixel_cache, where, frames, teacher_frames, targets, label=train.labels
+        )
         load = LoadPairs(recipe, data.LoadLabelled(frames, train), teacher_frames, targets)
         searched = _open_searched(recipe, prepared)
         requests = PairRequests(recipe, train, is_supervised(recipe), distilling)

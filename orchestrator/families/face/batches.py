@@ -14,7 +14,7 @@ from orchestrator.datasets.sampling import own_part, shuffled_batches
 from orchestrator.families.face.recipe import Balanced, FaceRecipe
 from orchestrator.families.retrieval.data import Source, names_of
 from orchestrator.method import Batch
-from orchestrator.tables import Resident
+from orchestrator.tables import Resident, column
 
 Request = tuple[np.ndarray, np.ndarray]  # image numbers, and which are mirrored
 
@@ -91,7 +91,7 @@ class LoadFaces:
         batch = {
             "frames": torch.as_tensor(self.pixels(rows)),
             "mirrored": torch.from_numpy(mirrored),
-            "label": torch.from_numpy(self.images.labels[rows]),
+            "label": column(self.pixels, "label", self.images.labels, rows),
             "image": torch.from_numpy(rows),
             "names": names_of(self.images, rows),
         }

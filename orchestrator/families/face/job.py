@@ -151,7 +151,7 @@ class FaceMethod(Method):
         sizes = Sizes(train.num_identities, requests.steps * recipe.train.epochs)
         own = method if self.distils(recipe) else ALONE
         task = FaceTask(recipe, own, build(recipe), sizes, teacher, centres).to(where.device)
-        frames, targets = tables.placed(recipe.run.pixel_cache, where, frames, targets)
+        frames, targets = tables.placed(recipe.run.pixel_cache, where, frames, targets, label=train.labels)
         load = LoadFaces(frames, train, targets)
         workers = recipe.run.loader_workers if decodes(frames) else 0
 

@@ -333,7 +333,7 @@ class LoadLabelled:
         return {
             "frames": torch.as_tensor(self.pixels(indices)),
             "draws": torch.from_numpy(draws),
-            "label": torch.from_numpy(self.images.labels[indices]),
+            "label": tables.column(self.pixels, "label", self.images.labels, indices),
             "names": names_of(self.images, indices),
         }
 
