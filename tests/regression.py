@@ -4,8 +4,8 @@
 
 The sweeps are those of ``campaign_smoke``; of every trial its last metrics, and its losses after the first epoch, which
 have drifted less. Sums in another order make other numbers, so each may differ by a fiftieth of its value, by ten times
-what the second thread makes of it, and a score by three points: one query of 40 moves it by 2.5, and another processor
-moves one. What may differ by a quarter of its value says little and is not kept.
+what the second thread makes of it in any trial of its sweep, and a score by three points: one query of 40 moves it by
+2.5, and another processor moves one. What may differ by a quarter of its value says little and is not kept.
 """
 
 import json
@@ -76,15 +76,19 @@ def _first(uri: str, run_id: str) -> dict[str, float]:
     }
 
 
-def _kept(metrics: dict[str, float], others: dict[str, float]) -> dict[str, list[float]]:
-    """Value and tolerance of every metric that says something."""
-    found = {}
-    for name, value in metrics.items():
-        least = max(LEAST * abs(value), 0.0 if name.startswith(TRAINED) else LEAST_SCORE)
-        tolerance = max(least, TIMES * abs(value - others.get(name, value)))
-        if tolerance <= MOST * abs(value):
-            found[name] = [value, tolerance]
-    return found
+def _kept(numbers: Numbers, others: Numbers) -> dict[str, dict[str, list[float]]]:
+    """Value and tolerance of every metric of every trial that says something."""
+    least: dict[str, float] = {}
+    for trial, metrics in numbers.items():
+        for name, value in metrics.items():
+            drift = TIMES * abs(value - others.get(trial, {}).get(name, value))
+            least[name] = max(least.get(name, 0.0 if name.startswith(TRAINED) else LEAST_SCORE), drift)
+    kept: dict[str, dict[str, list[float]]] = {}
+    for trial, metrics in numbers.items():
+        tolerance = {name: max(least[name], LEAST * abs(value)) for name, value in metrics.items()}
+        said = {name: value for name, value in metrics.items() if tolerance[name] <= MOST * abs(value)}
+        kept[trial] = {name: [value, tolerance[name]] for name, value in said.items()}
+    return kept
 
 
 def main() -> None:
@@ -96,7 +100,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as storage:
                 found.append(measured(title, Path(storage)))
         one, two = found
-        stored[title] = {trial: _kept(metrics, two.get(trial, metrics)) for trial, metrics in one.items()}
+        stored[title] = _kept(one, two)
         print(title, "stored", flush=True)
     GOLDEN.write_text(json.dumps(stored, indent=1) + "\n")
 
