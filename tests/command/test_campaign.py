@@ -226,6 +226,7 @@ def test_a_broken_file_of_a_campaign_is_named_and_hides_no_other(monkeypatch, tm
     assert "campaign_smoke " in shown and "campaign_negative.py cannot be loaded: ValueError: a budget of -1" in shown
 
 
+@pytest.mark.slow
 def test_a_budget_ends_it_and_a_larger_one_goes_on(ran, tmp_path, roots):
     with storage_at(tmp_path / "runs"):
         shown = call(campaign.main, "campaign_small", *roots, "--trials", 3).output
@@ -237,6 +238,7 @@ def test_a_budget_ends_it_and_a_larger_one_goes_on(ran, tmp_path, roots):
         assert "4/4 trials done" in shown and table(tmp_path / "runs") == table(ran[0])
 
 
+@pytest.mark.slow
 def test_a_sweep_that_fails_does_not_stop_the_rest(known, tmp_path, roots):
     broken = tiny(**{"teacher.epochs": None})
     bad = Sweep("rows", "folder", settings={**broken, "teacher.weights": str(tmp_path / "none.safetensors")})

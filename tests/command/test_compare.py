@@ -143,6 +143,7 @@ def test_other_queries_are_refused(table):
     assert np.isfinite(queries.scores["val/map"]).any()
 
 
+@pytest.mark.slow
 def test_rates_of_pairs_are_compared(empty, monkeypatch):
     """Of face verification, with the pairs that its runs have stored."""
     rows = {"a": {}, "b": {"train.rate": 1e-4}}

@@ -62,6 +62,7 @@ def test_the_best_of_a_search_are_trained_again_and_scored_once_on_test(confirme
     assert run.data.tags["orch.choice"] == scores.choice(search) and "validation" in scores.choice(search)
 
 
+@pytest.mark.slow
 def test_a_search_of_the_same_name_is_not_confirmed_by_an_older_one(confirmed, data):
     """Names of sweeps come again where a folder is removed; what they are known by does not."""
     older = shelf.latest("d3still_alpha")

@@ -63,6 +63,7 @@ def files(net, tmp_path_factory) -> dict[str, Path]:
     return files
 
 
+@pytest.mark.slow
 def test_files_say_what_goes_in_and_out(files):
     import onnxruntime
 
@@ -79,6 +80,7 @@ def test_files_say_what_goes_in_and_out(files):
     assert outputs[""] == outputs["fixed"] == ["boxes", "scores", "embeddings"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_a_graph_finds_the_same_people_in_any_size(net, files, size):
     images = image(size)
@@ -87,6 +89,7 @@ def test_a_graph_finds_the_same_people_in_any_size(net, files, size):
     assert_same(ran(files[""], images=images), expected)
 
 
+@pytest.mark.slow
 def test_a_graph_of_one_size_finds_the_same_people(net, files):
     (images,) = net.example(1)
     images = images.flip(2)
@@ -94,6 +97,7 @@ def test_a_graph_of_one_size_finds_the_same_people(net, files):
     assert_same(ran(files["fixed"], images=images), net(images))
 
 
+@pytest.mark.slow
 def test_nobody_is_found(net, files):
     images = torch.zeros(1, 3, 70, 100)
     found = ran(files[""], images=images)
@@ -101,6 +105,7 @@ def test_nobody_is_found(net, files):
     assert [tuple(x.shape) for x in found] == [(0, 4), (0,), (0, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_given_boxes_are_embedded(net, files, count):
     images = image((110, 75))
@@ -143,6 +148,7 @@ class Two:
         return (ours[0] - exported[0]).abs().max().item()
 
 
+@pytest.mark.slow
 def test_every_graph_is_written_or_none(tmp_path):
     assert export_onnx(Two(0.0), tmp_path / "two.onnx") < 1e-5
     assert {file.name for file in tmp_path.iterdir()} == {"two.onnx", "two.more.onnx"}

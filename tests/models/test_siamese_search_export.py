@@ -47,6 +47,7 @@ def files(net, tmp_path_factory) -> dict[str, Path]:
     return onnx_files(net, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_a_graph_finds_the_same_people_in_any_size(net, files, size):
     import onnxruntime
@@ -57,6 +58,7 @@ def test_a_graph_finds_the_same_people_in_any_size(net, files, size):
     assert_same(session.run(None, {"images": image(size).numpy()}), expected)
 
 
+@pytest.mark.slow
 def test_given_boxes_are_embedded(net, files):
     import onnxruntime
 

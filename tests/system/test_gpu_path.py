@@ -227,7 +227,7 @@ STEPS = {
 
 # --- Cases: methods × modes × places of the teacher's embeddings, and what a method does differently inside
 
-# Of every family its common cases, of a method its own. The first of each method is in the default suite.
+# Of every family its common cases, of a method its own. The first of each family is in the default suite.
 FAMILY = {"asymmetric": ({"mode": "repo", "views": "clean"}, {"mode": "paper", "views": "online"})}
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "aml": tuple({"views": "clean", "variant": v, "symmetric": s, "together": 2, "negatives": 3}
@@ -280,10 +280,12 @@ REAL = "d3still"  # with real backbones; the other embedders differ in what is m
 
 
 def cases():
+    seen: set[str] = set()  # families
     for name in find.methods():
-        variants = (*FAMILY.get(find.method(name).family, ()), *VARIANTS.get(name, ())) or ({},)
-        for number, changes in enumerate(variants):
-            marks = [pytest.mark.slow] if number else []
+        family = find.method(name).family
+        for changes in (*FAMILY.get(family, ()), *VARIANTS.get(name, ())) or ({},):
+            marks = [pytest.mark.slow] if family in seen else []
+            seen.add(family)
             yield pytest.param(
                 name, changes, marks=marks, id=" ".join([name, *(f"{k}={v}" for k, v in changes.items())])
             )

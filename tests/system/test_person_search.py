@@ -194,6 +194,7 @@ def one_of_two(rank: int, file: str, recipe, roles, place: Place, out: str) -> N
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_memory_and_find_the_same(tiny_recipe, prepared, tiny_place, tmp_path):
     recipe = tiny_recipe("ddps")
     roles = prepared("ddps", recipe).plain()

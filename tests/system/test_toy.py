@@ -156,6 +156,7 @@ def test_changed_data_and_a_damaged_table_are_noticed_whatever_they_are_called(s
     assert ledger.look_up(swept.plan.where, ready.key, verify=True) == ready
 
 
+@pytest.mark.slow
 def test_two_workers_are_one(swept, tmp_path):
     prepared = swept.plan.prepared_for({})
     given = (2, str(tmp_path), prepared.place, prepared.plain())

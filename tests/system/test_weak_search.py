@@ -172,6 +172,7 @@ def test_a_trial_reads_no_image_that_is_stored(tiny_recipe, prepared, tiny_place
     assert {"matches", "clusters"} <= set(method.pictures(made.task.student, recipe, ready, scored, where))
 
 
+@pytest.mark.slow
 def test_pictures_show_clusters_over_epochs(experiment, tiny_recipe, prepared, tiny_place, tmp_path):
     recipe = tiny_recipe("rsiamnet")
     made, ready = experiment(), prepared("rsiamnet", recipe)
@@ -416,6 +417,7 @@ def test_the_counts_that_are_told_are_those_of_what_is_trained_on(tiny_recipe, p
     assert told["protocol"].startswith("frames/boxes/identities: train 12/")
 
 
+@pytest.mark.slow
 def test_a_union_is_trained_on(tiny_recipe, tiny_root, tmp_path, quick_disk):
     union_name = {"data.name": "folder_scenes+demo_scenes", "train.epochs": 1, "batch.by_aspect": False, "oim": 1.0}
     state, history = weights_of(tiny_root, tmp_path, tiny_recipe, **union_name)
