@@ -27,7 +27,7 @@ STATE = (
     "count", "iled.mean", "iled.deviation", "centre_CD", "threshold_K", "norm_mean", "norm_std",
 )  # fmt: skip
 CASES = {case.id: case.values for case in cases()}
-# The first of each family is in the default suite; what two processes find of the others is not waited for there.
+# The first of each family is in the default suite, where the two processes do no more than that.
 QUICK = set({find.method(method).family: name for name, (method, _) in reversed(CASES.items())}.values())
 
 
