@@ -14,6 +14,7 @@ for name, value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_OFFLINE": "1",
     "ORCHESTRATOR_PATIENCE_S": "60",
+    "RAY_worker_niceness": "0",  # 15, and a test beside those on Ray takes their processor
 }.items():
     os.environ.setdefault(name, value)
 

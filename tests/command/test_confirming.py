@@ -74,6 +74,7 @@ def test_a_search_of_the_same_name_is_not_confirmed_by_an_older_one(confirmed, d
     assert found.recipes["d3still"]["beta"] == 0.9 and found.sweep.endswith("-2")
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_before_its_confirmation_goes_on(empty, data, monkeypatch):
     def killed(*arguments):
         raise KeyboardInterrupt

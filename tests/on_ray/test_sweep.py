@@ -49,19 +49,17 @@ def assert_all_given_back(seconds: float = 10.0) -> None:
 
 
 @pytest.mark.ray
-def test_every_way_a_trial_can_end(local_ray, tiny_place, tiny_recipe):
-    """Completed on two workers, failed, not finite."""
-    cells = {"good": {}, "broken": {"views": "recorded"}, "explodes": {"train.rate": 1e30}}
+def test_trials_end_on_two_workers(local_ray, tiny_place, tiny_recipe):
+    """Completed on two workers, and failed; without Ray losses that are not finite are tested as well."""
+    cells = {"good": {}, "broken": {"views": "recorded"}}
     space = SearchSpace(method="d3still", question="How can a trial end?", cells=cells, early_stopping=False)
     recipe = tiny_recipe(**{"train.epochs": 2})
-    plan = prepared(new_plan(tiny_place, recipe, space, 3, concurrent=1, workers=2), local_ray)
+    plan = prepared(new_plan(tiny_place, recipe, space, 2, concurrent=1, workers=2), local_ray)
     shutil.rmtree(plan.prepared_for({"cell": "broken"}).path("targets"))  # after the driver has looked
     ends = {r.point["cell"]: r for r in run(plan, local_ray)}
-    expected = {"good": "completed", "broken": "failed", "explodes": "failed"}
+    expected = {"good": "completed", "broken": "failed"}
     assert {name: r.status for name, r in ends.items()} == expected, [r.message for r in ends.values()]
     assert "manifest.json cannot be read" in ends["broken"].message
-    assert "the loss is not finite in epoch" in ends["explodes"].message
-    assert "images: train/" in ends["explodes"].message
     assert_all_given_back()
     _check_runs(plan, ends, recipe)
 
@@ -90,7 +88,7 @@ def test_tune_passes_no_key_on():
 
 def _check_runs(plan: Plan, ends: dict, recipe) -> None:
     runs = {int(r.data.tags["orch.trial"]): r for r in tracking.runs_of(plan.tracking_uri, plan.tag)}
-    assert len(runs) == 3
+    assert len(runs) == 2
     good = runs[ends["good"].number]
     assert good.info.status == "FINISHED" and good.data.tags["orch.status"] == "completed"
     broken = runs[ends["broken"].number]
