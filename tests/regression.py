@@ -5,8 +5,9 @@
 The sweeps are those of ``campaign_smoke``; of every trial its last metrics, and its losses after the first epoch, which
 have drifted less. Sums in another order make other numbers, and every processor has an order of its own: two threads,
 and convolutions by torch itself instead of oneDNN, show what that does. Each number may differ by a fiftieth of its
-value, by ten times what either makes of it in any trial of its sweep, and a score by three points: one query of 40
-moves it by 2.5. What may differ by a quarter of its value says little and is not kept.
+value, by ten times what either makes of it, by three times what either makes of it in another trial of the sweep, and
+a score by three points: one query of 40 moves it by 2.5. What may differ by a quarter of its value says little and is
+not kept.
 """
 
 import json
@@ -20,6 +21,7 @@ GOLDEN = Path(__file__).parent / "golden" / "numbers.json"
 LEAST = 0.02  # of the value
 LEAST_SCORE = 0.03  # of a score from 0 to 1
 TIMES = 10.0
+TIMES_OTHERS = 3.0  # a trial may have been lucky in both ways
 MOST = 0.25  # of the value
 TRAINED = ("loss/", "train/")  # everything else is a score or a count
 
@@ -79,16 +81,20 @@ def _first(uri: str, run_id: str) -> dict[str, float]:
 
 def _kept(numbers: Numbers, others: list[Numbers]) -> dict[str, dict[str, list[float]]]:
     """Value and tolerance of every metric of every trial that says something."""
-    least: dict[str, float] = {}
-    for trial, metrics in numbers.items():
-        for name, value in metrics.items():
-            drift = TIMES * max(abs(value - other.get(trial, {}).get(name, value)) for other in others)
-            least[name] = max(least.get(name, 0.0 if name.startswith(TRAINED) else LEAST_SCORE), drift)
+    drift = {
+        (trial, name): max(abs(value - other.get(trial, {}).get(name, value)) for other in others)
+        for trial, metrics in numbers.items()
+        for name, value in metrics.items()
+    }
     kept: dict[str, dict[str, list[float]]] = {}
     for trial, metrics in numbers.items():
-        tolerance = {name: max(least[name], LEAST * abs(value)) for name, value in metrics.items()}
-        said = {name: value for name, value in metrics.items() if tolerance[name] <= MOST * abs(value)}
-        kept[trial] = {name: [value, tolerance[name]] for name, value in said.items()}
+        kept[trial] = {}
+        for name, value in metrics.items():
+            of_all = max(found for (_, other), found in drift.items() if other == name)
+            least = 0.0 if name.startswith(TRAINED) else LEAST_SCORE
+            tolerance = max(TIMES * drift[trial, name], TIMES_OTHERS * of_all, LEAST * abs(value), least)
+            if tolerance <= MOST * abs(value):
+                kept[trial][name] = [value, tolerance]
     return kept
 
 
