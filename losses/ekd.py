@@ -94,8 +94,9 @@ class EKD(nn.Module):
         threshold_K.copy_(torch.where(impostors > 0, moved_K, threshold_K))
 
     def _rank(self, value_P: Tensor, threshold_K: Tensor) -> Tensor:
-        def rank(value_C: Tensor) -> Tensor:
-            exponent_CK = (value_C[:, None] - threshold_K.to(value_C)) / self.temperature
+        def rank(value_C: Tensor, threshold_K: Tensor) -> Tensor:
+            exponent_CK = (value_C[:, None] - threshold_K) / self.temperature
             return exponent_CK.clamp(-50, 50).sigmoid().sum(dim=1)
 
-        return in_chunks(len(threshold_K), rank, value_P)
+        # The backward pass ranks once more, when a later batch may have moved the thresholds.
+        return in_chunks(len(threshold_K), rank, value_P, whole=(threshold_K.to(value_P, copy=True),))

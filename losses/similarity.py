@@ -138,7 +138,7 @@ def in_chunks(
 
     Args:
         numbers_per_row: of the largest tensor inside the function, which decides how many rows are taken at once.
-        function: of nothing else that has a gradient.
+        function: of nothing else that has a gradient or that changes before the backward pass.
 
     >>> in_chunks(2, lambda x: x * 2, torch.arange(3.0)).tolist()
     [0.0, 2.0, 4.0]
@@ -179,10 +179,12 @@ class _InChunks(torch.autograd.Function):
             here = slice(start, start + rows)
             parts = [x[here] if number < ctx.split else x for number, x in enumerate(tensors)]
             parts = [x.detach().requires_grad_(need) for x, need in zip(parts, needed, strict=True)]
-            with torch.enable_grad(), full_precision(upstream):
-                value = ctx.function(*parts)
-            found = iter(torch.autograd.grad(value, [x for x in parts if x.requires_grad], upstream[here]))
+            with full_precision(upstream):
+                with torch.enable_grad():
+                    value = ctx.function(*parts)
+                asked = [x for x in parts if x.requires_grad]
+                found = iter(torch.autograd.grad(value, asked, upstream[here], allow_unused=True))
             for number, gradient in enumerate(gradients):
-                if gradient is not None:
-                    (gradient[here] if number < ctx.split else gradient).add_(next(found))
+                if gradient is not None and (part := next(found)) is not None:
+                    (gradient[here] if number < ctx.split else gradient).add_(part)
         return None, None, None, *gradients

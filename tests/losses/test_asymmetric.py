@@ -435,11 +435,21 @@ def test_chunks_give_gradients_to_rows_and_to_what_all_rows_see(monkeypatch, at_
     torch.testing.assert_close(chunked(*given), function(row_R3, index_R, other_R3, whole_33), rtol=1e-14, atol=0)
     assert torch.autograd.gradcheck(chunked, given)
     assert torch.autograd.gradcheck(lambda row_R3: chunked(row_R3, whole_33.detach()), given[:1])
-    value = chunked(*given).sum()
-    with torch.autocast("cpu", torch.bfloat16):  # no matter what is on around the backward pass
-        under = torch.autograd.grad(value, given)
-    torch.testing.assert_close(under, torch.autograd.grad(chunked(*given).sum(), given), rtol=0, atol=0)
     assert not chunked(row_R3.detach(), whole_33.detach()).requires_grad
+    unused = in_chunks(3, lambda row_R3, whole_33: row_R3.sum(dim=1), row_R3, whole=(whole_33,)).sum()
+    assert torch.autograd.grad(unused, given, allow_unused=True, materialize_grads=True)[1].eq(0).all()
+
+
+def test_autocast_around_the_backward_pass_does_not_reach_chunks(monkeypatch):
+    monkeypatch.setattr("losses.similarity._AT_ONCE_CPU", 6)
+    row_R3, whole_33 = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n)).requires_grad_() for n in (7, 3))
+
+    def gradients(under):
+        value = in_chunks(3, lambda row, whole: (row @ whole).tanh().sum(dim=1), row_R3, whole=(whole_33,)).sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=under):
+            return torch.autograd.grad(value, (row_R3, whole_33))
+
+    torch.testing.assert_close(gradients(True), gradients(False), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,23 @@ def test_gradients_and_lengths_of_ekd():
     assert not student.grad.any()
 
 
+@pytest.mark.parametrize("at_once", [1, 2**19])  # a pair at a time, all pairs
+def test_a_batch_between_forward_and_backward_moves_no_gradient(monkeypatch, at_once):
+    monkeypatch.setattr("losses.similarity._AT_ONCE_CPU", at_once)
+    label_B = torch.arange(8) // 2
+
+    def gradient(between):
+        student_BD, teacher_BD = rand(8, 5, seed=1).requires_grad_(), rand(8, 5, seed=2)
+        module = EKD((1, 3), 5, momentum=0.5).double()
+        value = sum(module(student_BD, teacher_BD, label_B))
+        if between:
+            module(rand(8, 5, seed=3), rand(8, 5, seed=4), label_B)
+        value.backward()
+        return student_BD.grad
+
+    torch.testing.assert_close(gradient(True), gradient(False), rtol=0, atol=0)
+
+
 def test_a_student_like_its_teacher_ranks_alike():
     loss, teacher = EKD().double(), rand(8, 4)
     turn = torch.linalg.qr(rand(4, 4, seed=1)).Q
