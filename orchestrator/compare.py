@@ -14,7 +14,7 @@ from orchestrator.reporting import compared, scores
 METRIC = typer.Option(
     [],
     "--metric",
-    help="As the runs log it; may be repeated. Default: all. p allows for the rows, not for the metrics.",
+    help="One of single queries or pairs; may be repeated. Default: all. p allows for the rows, not for the metrics.",
     metavar="NAME",
 )
 

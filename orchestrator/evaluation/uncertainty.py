@@ -17,8 +17,9 @@ Where few identities differ at all, as in rank-1 accuracy, no resample knows how
 signs decides as well: were there no difference, S_i could as well be -S_i, so that five identities that all speak for
 one side have a p-value of 2 · 2⁻⁵ whatever they add. The larger p-value counts, and the interval then holds 0.
 
-What could be seen is the sum of two quantiles of that error, as for a normal one: with one or two degrees of freedom of
-seeds it is found in 73 and 77 of 100, not in 80.
+What could be seen is the sum of two quantiles of that error, as for a normal one, of the side where it is larger: with
+one or two degrees of freedom of seeds it is found in 73 and 77 of 100, not in 80. Where less than half of the
+identities differ, a true difference makes more of them differ: the test by signs then says how many more are found.
 
 Rates of pairs, such as those of face verification, are compared by what each pair adds to them
 (:mod:`orchestrator.evaluation.influence`), and accuracies that differ in few pairs by signs as well.
@@ -29,9 +30,10 @@ Rates of pairs, such as those of face verification, are compared by what each pa
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from orchestrator.evaluation import influence
 from orchestrator.evaluation.influence import Rate
@@ -39,6 +41,7 @@ from orchestrator.evaluation.influence import Rate
 RESAMPLES = 10_000
 LEVEL = 0.05  # of a test; intervals hold 1 - LEVEL
 POWER = 0.8
+_LEAST_SEEDS = 3  # that say enough about their own variance to be asked alone
 _FEW = 1000  # identities that differ: beyond them the test by signs adds nothing
 _DRAWN = 2**18  # identities drawn at once: their counts stay in a core's cache
 
@@ -78,6 +81,42 @@ def pooled(rows_KS: Sequence[Sequence[float]]) -> tuple[float, int]:
     freedom = sum(len(row) - 1 for row in rows_KS)
     squares = sum(float(np.var(row)) * len(row) for row in rows_KS)
     return (squares / freedom if freedom else 0.0), freedom
+
+
+def of_seeds(first_S: Sequence[float], second_S: Sequence[float], rows_KS: Sequence[Sequence[float]]) -> Seeds | None:
+    """What seeds add to the error of the difference of two rows.
+
+    With three seeds or more on both sides each side has its own variance (Welch 1947): with one for all rows of a
+    table, 95 of 100 intervals hold only where rows are alike, and 63 of a row that seeds move five times as far as
+    eleven others. Fewer seeds say too little alone; they are taken to have the variance of all rows, or their own where
+    that is larger.
+
+    Args:
+        first_S, second_S: a metric of every seed.
+        rows_KS: of all rows of the table, these two among them.
+
+    Returns:
+        None where no row has two seeds.
+
+    >>> of_seeds([1.0, 2.0, 3.0], [4.0, 4.0, 4.0], [])
+    Seeds(variance=0.3333333333333333, freedom=2.0)
+    """
+    sides = (first_S, second_S)
+    if own_variances(sides):
+        variance_2 = np.array([np.var(side, ddof=1) / len(side) for side in sides])
+        if not variance_2.any():
+            return Seeds(0.0, sum(len(side) - 1 for side in sides))
+        freedom = variance_2.sum() ** 2 / sum(v**2 / (len(s) - 1) for v, s in zip(variance_2, sides, strict=True))
+        return Seeds(float(variance_2.sum()), float(freedom))
+    variance, freedom = pooled(rows_KS)
+    own_2 = [max(variance, float(np.var(side, ddof=1)) if len(side) > 1 else 0.0) for side in sides]
+    mean_2 = [own / len(side) for own, side in zip(own_2, sides, strict=True)]
+    return Seeds(sum(mean_2), freedom) if freedom else None
+
+
+def own_variances(rows_KS: Sequence[Sequence[Any]]) -> bool:
+    """Whether rows have seeds enough to be asked for their own variance."""
+    return min(map(len, rows_KS)) >= _LEAST_SEEDS
 
 
 def difference(
@@ -127,8 +166,8 @@ def difference(
     mean, error = _mean_and_error(sum_I, count_I)
     generator = np.random.default_rng(draw)
     pivot_R = error * _studentised(sum_I, count_I, mean, resamples, generator)
-    by_signs = _p_by_signs(sum_I[sum_I != 0], generator)
-    return _difference(mean, error, pivot_R, len(sum_I), seeds, generator, by_signs, comparisons)
+    signs = _by_signs(sum_I / count_I.sum(), generator, comparisons)
+    return _difference(mean, error, pivot_R, len(sum_I), seeds, generator, signs, comparisons)
 
 
 def difference_of_rates(
@@ -156,16 +195,22 @@ def difference_of_rates(
     if people < 2:
         raise ValueError(f"the pairs are of {people} person; an interval needs two at least")
     generator, error = np.random.default_rng(draw), math.sqrt(variance)
-    pivot_R, by_signs = error * generator.standard_t(people - 1, RESAMPLES), 0.0
+    pivot_R, signs = error * generator.standard_t(people - 1, RESAMPLES), _Signs(0.0, 0.0)
     if first.share_P is not None and second.share_P is not None:
-        apart_P = first.share_P - second.share_P
-        by_signs = _p_by_signs(apart_P[apart_P != 0], generator)
-    return _difference(first.value - second.value, error, pivot_R, people, seeds, generator, by_signs, comparisons)
+        signs = _by_signs(first.share_P - second.share_P, generator, comparisons)
+    return _difference(first.value - second.value, error, pivot_R, people, seeds, generator, signs, comparisons)
+
+
+class _Signs(NamedTuple):
+    """What the test by signs says of a difference."""
+
+    p: float
+    detectable: float
 
 
 def _difference(
     value: float, error: float, pivot_R: np.ndarray, identities: int, seeds: Seeds | None,
-    generator: np.random.Generator, by_signs: float, comparisons: int,
+    generator: np.random.Generator, signs: _Signs, comparisons: int,
 ) -> Difference:  # fmt: skip
     """What the distribution of the error and the test by signs say of a difference, with what seeds add to it."""
     whole = error
@@ -174,13 +219,33 @@ def _difference(
         pivot_R = pivot_R + spread * generator.standard_t(seeds.freedom, len(pivot_R))
         whole = math.hypot(error, spread)
     low, high = (float(bound) for bound in value - _quantile(pivot_R, [1 - LEVEL / 2, LEVEL / 2]))
-    detectable = float(_quantile(np.abs(pivot_R), 1 - LEVEL / comparisons) + _quantile(pivot_R, POWER))
-    p = max(_p(pivot_R, value), by_signs)
-    if by_signs > LEVEL:
+    tail = LEVEL / comparisons / 2
+    least, below, above, most = (float(x) for x in _quantile(pivot_R, [tail, 1 - POWER, POWER, 1 - tail]))
+    detectable = max(most - below, above - least, signs.detectable)
+    p = max(_p(pivot_R, value), signs.p)
+    if signs.p > LEVEL:
         low, high = min(low, 0.0), max(high, 0.0)
     if whole == 0.0:  # all differences are equal: nothing is known of others
         detectable = math.inf
+        low, high = (low, high) if value else (-math.inf, math.inf)
     return Difference(value, low, high, p, whole, detectable, identities, seeds is not None)
+
+
+def _by_signs(part_K: np.ndarray, generator: np.random.Generator, comparisons: int) -> _Signs:
+    """Of parts that add up to a difference, each as likely to have the other sign were there none."""
+    differ_K = part_K[part_K != 0]
+    if 2.0 ** (1 - len(part_K)) > LEVEL / comparisons:  # what all of them together would have
+        return _Signs(_p_by_signs(differ_K, generator), math.inf)
+    if not 0 < len(differ_K) < min(len(part_K) / 2, _FEW):
+        return _Signs(_p_by_signs(differ_K, generator), 0.0)
+    # How many more must differ, all to one side, until so many of all that do are on it that a fair coin is not.
+    more_N = np.arange(min(len(part_K), _FEW) - len(differ_K) + 1)
+    all_N = len(differ_K) + more_N
+    needed_N = stats.binom.isf(LEVEL / comparisons / 2, all_N, 0.5) + 1
+    power_N = stats.binom.sf(needed_N - 1, all_N, (len(differ_K) / 2 + more_N) / all_N)
+    enough = np.flatnonzero(power_N >= POWER)
+    more = float(more_N[enough[0]]) if len(enough) else math.inf
+    return _Signs(_p_by_signs(differ_K, generator), more * float(np.abs(differ_K).mean()))
 
 
 def _p_by_signs(sum_K: np.ndarray, generator: np.random.Generator) -> float:

@@ -122,7 +122,9 @@ def row_of(uri: str, run_id: str, alone: bool = False) -> Row:
             for one in same
             if trial.row_of(one.data.tags) == point and one.data.tags.get("orch.status") == "completed"
         ] or runs
-    ids, tags = tuple(one.info.run_id for one in runs), run.data.tags
+    # A sampler may try a point twice: of one seed that is one run, not two.
+    of_seed = {one.data.params.get("train.seed", one.info.run_id): one for one in [*runs, run]}
+    ids, tags = tuple(one.info.run_id for one in of_seed.values()), run.data.tags
     title = label(point) if point else tags.get("orch.method", run_id[:8])
     if tags.get("orch.status", "completed") != "completed":
         raise ValueError(f"run {run_id} is {tags['orch.status']}, so it has no final scores; compare completed runs")
@@ -186,16 +188,12 @@ def _scored(row: Row, first: Row) -> bool:
 
 
 def differences(rows: Sequence[Row], of: int, metric: str) -> list[Difference | None]:
-    """How far every row is above one of them, in whose place is None; p-values are Holm's over all of them.
-
-    Seeds have one variance in all rows, as far as any has several.
-    """
-    variance, freedom = uncertainty.pooled([row.seeds(metric) for row in rows])
+    """How far every row is above one of them, in whose place is None; p-values are Holm's over all of them."""
+    seeds_KS = [row.seeds(metric) for row in rows]
     found: list[Difference | None] = [None] * len(rows)
     others = [number for number in range(len(rows)) if number != of]
     for number in others:
-        counts = [len(rows[n].run_ids) for n in (number, of)]
-        seeds = uncertainty.Seeds(variance * sum(1 / count for count in counts), freedom) if freedom else None
+        seeds = uncertainty.of_seeds(seeds_KS[number], seeds_KS[of], seeds_KS)
         found[number] = _difference(rows[number], rows[of], metric, seeds, len(others))
     for number, p in zip(others, uncertainty.holm([found[number].p for number in others]), strict=True):
         found[number] = replace(found[number], p=p)
@@ -229,11 +227,15 @@ def notes(rows: Sequence[Row], metric: str) -> list[str]:
     ]
     if len(rows) > 2:
         said.append("p and “could be seen” allow for the other rows; an interval is of its row alone.")
-    counts = [len(row.run_ids) for row in rows]
-    if max(counts) < 2:
+    seeds = [row.run_ids for row in rows]
+    if max(map(len, seeds)) < 2:
         said.append("One seed each: the intervals say nothing about other seeds.")
+    elif uncertainty.own_variances(seeds):
+        said.append("Every row has the variance of its own seeds.")
     else:
-        said.append("Seeds have one variance in all of these rows.")
+        said.append(
+            "Rows of one or two seeds are taken to vary as all of these do, or as their own seeds if those vary more."
+        )
     return said
 
 

@@ -7,7 +7,8 @@ import pytest
 from command.typed import call, error, settings, storage_at
 
 from orchestrator import compare, find, sweep
-from orchestrator.launch import shelf, study
+from orchestrator.evaluation import uncertainty
+from orchestrator.launch import shelf, study, trial
 from orchestrator.method import Metric, PairScores, Queries
 from orchestrator.reporting import compared, scores, summary
 from search_spaces._space import SearchSpace
@@ -30,7 +31,7 @@ def test_a_run_stands_for_its_row(table):
     ids = {(r.point["cell"], r.point["seed"]): r.run_id for r in records}
     with storage_at(plan.where.storage):
         shown = call(compare.main, ids["near", 0], ids["far", 0]).output
-        assert "near: 2 seed(s)" in shown and "far: 2 seed(s)" in shown and "one seed" not in shown
+        assert "near: 2 seed(s)" in shown and "far: 2 seed(s)" in shown and "One seed each" not in shown
         rows = [compared.row_of(plan.tracking_uri, ids[cell, 1]) for cell in ("near", "far")]
         for row, cell in zip(rows, ("near", "far"), strict=True):
             expected = [r.metrics["val/map"] for r in records if r.point["cell"] == cell]
@@ -39,7 +40,7 @@ def test_a_run_stands_for_its_row(table):
         assert found.over_seeds and found.value == pytest.approx(rows[1].mean("val/map") - rows[0].mean("val/map"))
         assert f"{100 * found.low:.2f} … {100 * found.high:.2f}" in " ".join(shown.split())
         alone = call(compare.main, ids["near", 0], ids["far", 1], "--alone", "--metric", "val/map").output
-        assert "1 seed(s)" in alone and "say nothing about other seeds" in alone and "Rank-1" not in alone
+        assert "1 seed(s)" in alone and "say nothing about other seeds" in alone and "R1" not in alone and "R1" in shown
 
 
 def test_the_best_row_and_what_is_told_apart_from_it(table):
@@ -60,7 +61,7 @@ def test_compare_and_a_report_say_the_same_of_the_same_rows(table):
     report = summary.write_report(plan)[0].with_suffix(".md").read_text()
     for text in (shown, report):
         assert f"{100 * one.low:.2f} … {100 * one.high:.2f}" in text and f"{100 * one.detectable:.2f}" in text
-    assert one.over_seeds and "Seeds have one variance in all of these rows" in shown
+    assert one.over_seeds and "Rows of one or two seeds are taken to vary as all of these do" in " ".join(shown.split())
 
 
 def test_a_row_of_one_seed_has_the_spread_of_the_others(table):
@@ -89,6 +90,40 @@ def test_a_report_says_why_rows_are_not_told_apart(table, monkeypatch):
     monkeypatch.setattr(scores, "maximised", lambda plan: Metric("symmetric/map", "mAP, student on both sides"))
     (section,) = compared.sections(plan, records)
     assert "Not known: " in section.text and "that near has stored" in section.text
+
+
+def test_a_point_that_was_tried_twice_with_one_seed_is_one_run(table, monkeypatch):
+    plan, records = table
+    monkeypatch.setattr(trial, "row_of", lambda tags: {"cell": "any"})
+    for record in records:
+        row = compared.row_of(plan.tracking_uri, record.run_id)
+        assert len(row.run_ids) == 2 and record.run_id in row.run_ids, "of four runs with two seeds"
+
+
+def test_three_rows_by_hand():
+    """p and what could be seen allow for two comparisons; each row has the variance of its own seeds."""
+    rng, identity_Q = np.random.default_rng(3), np.repeat(np.arange(50), 2)
+    easy_Q, rows = rng.uniform(0.3, 0.7, 100), []
+    for name, better, spread in (("a", 0.05, 0.001), ("b", 0.0, 0.02), ("c", 0.03, 0.001)):
+        seeds_SQ = easy_Q + better + rng.normal(0, spread, (3, 1)) + rng.normal(0, 0.05, (3, 100))
+        queries = tuple(Queries(identity_Q, {"val/map": seed_Q}) for seed_Q in seeds_SQ)
+        rows.append(compared.Row(name, "demo", "d3still", ("1", "2", "3"), queries))
+    best, found = compared.from_best(rows, "val/map")
+    assert best == 0 and found[0] is None
+    alone = []
+    for row in rows[1:]:
+        seeds = [[one.scores["val/map"].mean() for one in side.queries] for side in (row, rows[0])]
+        shares = [np.var(side, ddof=1) / 3 for side in seeds]
+        freedom = sum(shares) ** 2 / sum(share**2 / 2 for share in shares)
+        sides = [np.mean([one.scores["val/map"] for one in side.queries], axis=0) for side in (row, rows[0])]
+        alone.append(uncertainty.difference(*sides, identity_Q, uncertainty.Seeds(sum(shares), freedom), comparisons=2))
+    smaller, larger = sorted(one.p for one in alone)
+    holm = {smaller: 2 * smaller, larger: max(2 * smaller, larger)}
+    for one, by_hand in zip(found[1:], alone, strict=True):
+        assert one.p == pytest.approx(min(1.0, holm[by_hand.p])) and one.detectable == by_hand.detectable
+        assert (one.value, one.low, one.high) == pytest.approx((by_hand.value, by_hand.low, by_hand.high))
+    assert found[1].error > 2 * found[2].error, "b's seeds differ, and c's do not pay for it"
+    assert "Every row has the variance of its own seeds." in compared.notes(rows, "val/map")
 
 
 def test_runs_of_one_name_are_told_by_their_ids(table):

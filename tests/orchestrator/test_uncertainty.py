@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from orchestrator.evaluation import uncertainty
-from orchestrator.evaluation.uncertainty import Seeds, difference, holm, pooled
+from orchestrator.evaluation.uncertainty import Seeds, difference, holm, of_seeds, pooled
 
 
 def people(rng, identities: int, apart: float, spread: float = 1.0):
@@ -65,8 +65,7 @@ def test_95_of_100_intervals_hold_the_true_difference(seeds):
         if seeds:
             shift_2S = rng.normal(0, 0.3, (2, seeds))
             value_Q = value_Q + shift_2S[0].mean() - shift_2S[1].mean()
-            variance, freedom = pooled(shift_2S)
-            own = Seeds(variance * 2 / seeds, freedom)
+            own = of_seeds(*shift_2S, shift_2S)
         found = difference(value_Q, np.zeros_like(value_Q), identity_Q, own, resamples=999, draw=number)
         held += found.low <= 0.3 <= found.high
         assert found.told_apart == (not found.low <= 0.0 <= found.high) or abs(found.p - 0.05) < 0.01
@@ -84,6 +83,49 @@ def test_what_could_be_seen_is_seen_in_80_of_100():
     assert 0.75 <= np.mean(seen) <= 0.86
 
 
+@pytest.mark.parametrize("comparisons", [1, 11])
+@pytest.mark.parametrize(
+    ("identities", "each_way"), [(320, 0.01), (320, 0.03), pytest.param(2000, 0.005, marks=pytest.mark.slow)]
+)
+def test_what_could_be_seen_of_rank_1_is_seen_in_80_of_100(identities, each_way, comparisons):
+    """A true difference makes more people differ, who are counted one by one."""
+
+    def found(number, apart):
+        drawn_Q = np.random.default_rng(number).random(identities)
+        side_Q = np.where(drawn_Q < each_way + apart, 1.0, np.where(drawn_Q > 1 - each_way, -1.0, 0.0))
+        return difference(side_Q, np.zeros_like(side_Q), np.arange(identities), None, 999, number, comparisons)
+
+    usual = np.median([found(number, 0.0).detectable for number in range(60)])
+    seen = [found(number, usual).p * comparisons <= 0.05 for number in range(1000, 1200)]
+    assert 0.72 <= np.mean(seen) <= 0.95, (usual, np.mean(seen))
+
+
+def test_what_could_be_seen_is_that_of_the_worse_side():
+    value_Q, zero_Q = np.random.default_rng(0).exponential(1, 40) - 1, np.zeros(40)
+    one, other = (difference(side_Q, zero_Q, np.arange(40)) for side_Q in (value_Q, -value_Q))
+    assert one.detectable == pytest.approx(other.detectable, rel=0.05) and one.detectable > 2.9 * one.error
+
+
+@pytest.mark.parametrize(("identities", "comparisons"), [(5, 1), (8, 11)])
+def test_of_identities_too_few_for_any_sign_nothing_could_be_seen(identities, comparisons):
+    value_Q = np.random.default_rng(0).normal(0, 1, identities)
+    found = difference(value_Q, np.zeros(identities), np.arange(identities), comparisons=comparisons)
+    assert found.detectable == math.inf
+
+
+@pytest.mark.parametrize(("spreads", "pair"), [((1,) * 12, (0, 11)), ((1,) * 11 + (5,), (0, 11)), ((1, 1, 5), (0, 1))])
+def test_95_of_100_intervals_over_seeds_hold_however_rows_vary(spreads, pair):
+    """Three seeds of rows that seeds move alike, and of rows that they do not."""
+    held = 0
+    for number in range(1000):
+        rng = np.random.default_rng(number)
+        rows_KS = rng.normal(0, 1, (len(spreads), 3)) * np.array(spreads)[:, None]
+        seeds = of_seeds(*rows_KS[list(pair)], rows_KS)
+        apart = rows_KS[pair[0]].mean() - rows_KS[pair[1]].mean()
+        held += abs(apart) <= stats.t.ppf(0.975, seeds.freedom) * math.sqrt(seeds.variance)
+    assert 0.935 <= held / 1000 <= 0.975
+
+
 def _against_zero(rng, apart):
     value_Q, identity_Q = people(rng, 60, apart)
     return value_Q, np.zeros_like(value_Q), identity_Q
@@ -91,7 +133,7 @@ def _against_zero(rng, apart):
 
 def test_nothing_between_equal_sides():
     found = difference(np.full(6, 0.5), np.full(6, 0.5), np.array([0, 0, 1, 1, 2, 3]))
-    assert (found.value, found.low, found.high, found.p, found.error) == (0, 0, 0, 1, 0) and not found.told_apart
+    assert (found.value, found.low, found.high, found.p) == (0, -math.inf, math.inf, 1) and not found.told_apart
     assert found.detectable == math.inf, "of sides that are equal nothing is known"
 
 
@@ -127,6 +169,15 @@ def test_seeds():
     assert pooled([[1.0], [2.0]]) == (0.0, 0)
     rows = [[1.0, 3.0, 5.0], [0.0, 1.0]]
     assert pooled(rows) == (pytest.approx((8 + 0.5) / 3), 3)
+    assert of_seeds([1.0], [2.0], [[1.0], [2.0]]) is None
+    assert of_seeds(rows[0], rows[1], rows) == Seeds(pytest.approx(4 / 3 + 8.5 / 3 / 2), 3), (
+        "the larger of own and pooled"
+    )
+    assert of_seeds([1.0], [0.0, 1.0], [*rows, [1.0]]) == Seeds(pytest.approx(8.5 / 3 * 1.5), 3)
+    welch = stats.ttest_ind([1.0, 3.0, 5.0], [0.0, 1.0, 1.5, 9.0], equal_var=False)
+    found = of_seeds([1.0, 3.0, 5.0], [0.0, 1.0, 1.5, 9.0], rows)
+    assert found.freedom == pytest.approx(welch.df)
+    assert math.sqrt(found.variance) == pytest.approx((3.0 - 2.875) / welch.statistic)
 
 
 def test_two_seeds_say_little():
