@@ -71,7 +71,7 @@ def angle_term(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 def _relative_distances(x_BD: Tensor) -> Tensor:
     square_B = x_BD.square().sum(dim=1)
     distance_BB = (square_B[:, None] + square_B[None, :] - 2 * x_BD @ x_BD.T).clamp_min(1e-12).sqrt()
-    distance_BB = distance_BB * (1 - torch.eye(len(x_BD), dtype=x_BD.dtype, device=x_BD.device))
+    distance_BB = distance_BB.masked_fill(torch.eye(len(x_BD), dtype=torch.bool, device=x_BD.device), 0.0)
     # The authors' mean of the positive distances: all but the diagonal are. Selecting them would wait for the device.
     return distance_BB / (distance_BB.sum() / (len(x_BD) * (len(x_BD) - 1)))
 

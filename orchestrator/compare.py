@@ -47,7 +47,9 @@ def main(
     known = {one.name: one for one in first.metrics if all(row.has(one.name) for row in others)}
     for name in metric:
         if name not in known:
-            raise ValueError(f"--metric {name}: the runs have {', '.join(known)}" + did_you_mean(name, known))
+            raise ValueError(
+                f"--metric {name} has no scores of single queries or pairs in these runs" + did_you_mean(name, known)
+            )
     console.print(f"{first.benchmark}: every row minus {first.title}, in points", markup=False)
     for row in rows:
         console.print(f"  {row.title}: {len(row.run_ids)} seed(s), {', '.join(row.run_ids)}", markup=False)

@@ -160,6 +160,12 @@ def check_same_queries(rows: Sequence[Row]) -> None:
     """Raises ValueError unless all rows have scored the same queries, or the same pairs."""
     first = rows[0]
     for row in rows:
+        if bool(row.queries) != bool(first.queries):
+            kinds = ["single queries" if one.queries else "single pairs" for one in (row, first)]
+            raise ValueError(
+                f"{row.title} ({row.method}) has scores of {kinds[0]}, {first.title} ({first.method}) of {kinds[1]}; "
+                f"differences are of one benchmark"
+            )
         if not _scored(row, first):
             raise ValueError(
                 f"{row.title} on {row.benchmark} has scored other queries than {first.title} on {first.benchmark}; "
@@ -169,8 +175,6 @@ def check_same_queries(rows: Sequence[Row]) -> None:
 
 def _scored(row: Row, first: Row) -> bool:
     """Whether a row has scored what the first one has."""
-    if bool(row.queries) != bool(first.queries):
-        return False
     if any(row.data[side] != first.data[side] for side in row.data.keys() & first.data.keys()):
         return False
     if row.queries:

@@ -52,7 +52,7 @@ def _curve(plan: Plan, name: str, records: list[TrialRecord]) -> Section:
     )
     return Section(
         symbol(name) + (f" at {label(others, 'g')}" if others else ""),
-        "One run a point: differences of a few tenths are within what another seed does.",
+        "One run a point: how far another seed would move it is not known.",
         tables=[ours, *([_printed(name, rows, beside)] if rows else [])],
         pictures=[drawn(f"{name}.png", f"{metric.title} over {name}", figure)],
     )

@@ -85,7 +85,8 @@ def written(metric: Metric, value: float | None) -> str:
     """A value as tables write it; nothing where there is none."""
     if value is None:
         return ""
-    return f"{shown(metric, value):.2f}" if metric.percent else f"{value:.4g}"
+    # z: what rounds to zero has no sign.
+    return f"{shown(metric, value):z.2f}" if metric.percent else f"{value:.4g}"
 
 
 def mean_and_spread(metric: Metric, values: Iterable[float | None]) -> str:

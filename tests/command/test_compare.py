@@ -161,7 +161,9 @@ def test_what_cannot_be_compared_is_one_line(table):
         assert "has no run 'nobody'" in error(compare.main, records[0].run_id, "nobody")
         assert "is named twice" in error(compare.main, records[0].run_id, records[0].run_id)
         ids = records[0].run_id, records[1].run_id
-        assert "--metric val/mop: the runs have val/map" in error(compare.main, *ids, "--metric", "val/mop")
+        line = error(compare.main, *ids, "--metric", "val/mop")
+        assert "--metric val/mop has no scores of single queries" in line and "did you mean val/map" in line
+        assert "; there are: val/map, " in error(compare.main, *ids, "--metric", "nonsense")
 
 
 def test_other_queries_are_refused(table):
@@ -174,6 +176,9 @@ def test_other_queries_are_refused(table):
     renamed = replace(row, title="another folder", data={**row.data, "query": "0" * 64})
     with pytest.raises(ValueError, match="another folder on folder has scored other queries"):
         compared.check_same_queries([row, renamed])
+    faces = compared.Row("faces", "folder", "arcface", ("y",), pairs=({},))
+    with pytest.raises(ValueError, match=r"faces \(arcface\) has scores of single pairs, .* of single queries"):
+        compared.check_same_queries([row, faces])
     assert row.data.keys() == {"query", "gallery"}
     assert np.isfinite(queries.scores["val/map"]).any()
 
@@ -197,7 +202,7 @@ def test_rates_of_pairs_are_compared(empty, monkeypatch):
         assert first.seeds(metric) == pytest.approx(expected, abs=1e-6), "rates of stored pairs are the logged metrics"
         _, found = compared.differences([first, second], 0, metric)
         assert found.over_seeds and found.low <= found.value <= found.high
-    assert "--metric val/rank1: the runs have val/accuracy" in error(
+    assert "--metric val/rank1 has no scores of single queries or pairs" in error(
         compare.main, ids["a", 0], ids["b", 0], "--metric", "val/rank1"
     )
     html, _ = summary.write_report(plan)
