@@ -66,7 +66,8 @@ def main(
                 scores.written(metric_of, one.detectable),
             )  # fmt: skip
     console.print(table)
-    for line in [*compared.notes(rows, next(iter(metric or known))), *compared.unbounded(every)]:
+    notes = dict.fromkeys(line for name in metric or known for line in compared.notes(rows, name))
+    for line in [*notes, *compared.unbounded(every)]:
         console.print(line, markup=False)
 
 

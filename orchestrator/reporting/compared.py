@@ -26,16 +26,20 @@ class Row:
     benchmark: str
     method: str
     run_ids: tuple[str, ...]
-    queries: tuple[Queries, ...] = ()  # of every seed, where metrics are means over queries
-    pairs: tuple[Mapping[str, PairScores], ...] = ()  # of every seed, where they are rates of pairs
+    queries: tuple[Queries, ...] = ()  # of every seed, where there are metrics that are means over queries
+    pairs: tuple[Mapping[str, PairScores], ...] = ()  # of every seed, where there are rates of pairs
     data: Mapping[str, str] = field(default_factory=dict)  # fingerprints of what was scored, where they are known
     _kept: dict[str, list[Rate]] = field(default_factory=dict, repr=False, compare=False)
 
     def seeds(self, metric: str) -> list[float]:
         """The metric of every seed."""
-        if self.queries:
+        if self.is_mean(metric):
             return [float(np.nanmean(one.scores[metric])) for one in self.queries]
         return [one.value for one in self._rates(metric)]
+
+    def is_mean(self, metric: str) -> bool:
+        """Whether a metric is a mean over queries, not a rate of pairs."""
+        return bool(self.queries) and all(metric in one.scores for one in self.queries)
 
     def mean(self, metric: str) -> float:
         return float(np.mean(self.seeds(metric)))
@@ -50,7 +54,7 @@ class Row:
 
     def identities(self, metric: str) -> np.ndarray:
         """Whose queries, (Q,), or pairs, (P, 2), a metric is made of."""
-        if self.queries:
+        if self.is_mean(metric):
             return self.queries[0].identity_Q
         people, found = 0, []
         for name in self._sets(metric):  # of two sets nobody is known to be one person
@@ -72,6 +76,8 @@ class Row:
     def _sets(self, metric: str) -> list[str]:
         """The sets of pairs whose rate a metric is, or whose mean accuracy."""
         of_set = metric.partition("/")[0]
+        if not self.pairs:
+            return []
         if of_set in self.pairs[0]:
             return [of_set]
         folds = {name: one.folds for name, one in self.pairs[0].items() if not one.templates}
@@ -80,21 +86,20 @@ class Row:
     @cached_property
     def metrics(self) -> list[Metric]:
         """Metrics of which single scores are known: those that the method names first, then all others."""
-        if self.queries:
-            known = list(self.queries[0].scores)
-        else:
-            known = [f"{name}/{rate}" for name, one in self.pairs[0].items() for rate in influence.rates(one)]
+        known = list(self.queries[0].scores) if self.queries else []
+        if self.pairs:
+            known += [f"{name}/{rate}" for name, one in self.pairs[0].items() for rate in influence.rates(one)]
             if verification.MEAN_ACCURACY not in known and self._sets(verification.MEAN_ACCURACY):
                 known.append(verification.MEAN_ACCURACY)
         named = [metric for metric in find.method(self.method).metrics if metric.name in known]
-        if self.queries:
+        if not self.pairs:
             return named
         rest = [name for name in known if name not in {metric.name for metric in named}]
         return named + [Metric(name, name) for name in rest]
 
     def has(self, metric: str) -> bool:
-        if self.queries:
-            return all(metric in one.scores for one in self.queries)
+        if self.is_mean(metric):
+            return True
         rate, sets = metric.partition("/")[2], self._sets(metric)
         return bool(sets) and all(
             name in one and rate in influence.rates(one[name]) for one in self.pairs for name in sets
@@ -150,18 +155,17 @@ def _stored(
 ) -> tuple[tuple[Queries, ...], tuple[Mapping[str, PairScores], ...]] | None:
     """What runs have stored of single queries or pairs; None where one of them lacks it."""
     queries = tuple(tracking.stored_queries(uri, one) for one in run_ids)
-    if None not in queries:
-        return queries, ()
     pairs = tuple(tracking.stored_pairs(uri, one) for one in run_ids)
-    return ((), pairs) if all(pairs) else None
+    found = () if None in queries else queries, pairs if all(pairs) else ()
+    return found if any(found) else None
 
 
 def check_same_queries(rows: Sequence[Row]) -> None:
     """Raises ValueError unless all rows have scored the same queries, or the same pairs."""
     first = rows[0]
     for row in rows:
-        if bool(row.queries) != bool(first.queries):
-            kinds = ["single queries" if one.queries else "single pairs" for one in (row, first)]
+        if bool(row.pairs) != bool(first.pairs):
+            kinds = ["single pairs" if one.pairs else "single queries" for one in (row, first)]
             raise ValueError(
                 f"{row.title} ({row.method}) has scores of {kinds[0]}, {first.title} ({first.method}) of {kinds[1]}; "
                 f"differences are of one benchmark"
@@ -177,9 +181,10 @@ def _scored(row: Row, first: Row) -> bool:
     """Whether a row has scored what the first one has."""
     if any(row.data[side] != first.data[side] for side in row.data.keys() & first.data.keys()):
         return False
-    if row.queries:
-        return all(np.array_equal(one.identity_Q, first.queries[0].identity_Q) for one in row.queries)
-    theirs = first.pairs[0]
+    if row.queries and first.queries:
+        asked_Q = first.queries[0].identity_Q
+        if not all(np.array_equal(one.identity_Q, asked_Q) for one in row.queries):
+            return False
     return all(
         one.keys() == theirs.keys()
         and all(
@@ -188,6 +193,7 @@ def _scored(row: Row, first: Row) -> bool:
             for name in one
         )
         for one in row.pairs
+        for theirs in first.pairs[:1]
     )
 
 
@@ -206,7 +212,7 @@ def differences(rows: Sequence[Row], of: int, metric: str) -> list[Difference | 
 
 def _difference(row: Row, other: Row, metric: str, seeds: uncertainty.Seeds | None, comparisons: int) -> Difference:
     identities = other.identities(metric)
-    if row.queries:
+    if row.is_mean(metric):
         of, sides = uncertainty.difference, (row.scores(metric), other.scores(metric))
     else:
         of, sides = uncertainty.difference_of_rates, (row.rate(metric), other.rate(metric))
@@ -221,9 +227,12 @@ def said(metric: Metric, found: Difference) -> tuple[str, str]:
 
 def notes(rows: Sequence[Row], metric: str) -> list[str]:
     """What the numbers mean, and what they do not."""
-    identities = len(np.unique(rows[0].identities(metric)))
+    identity = rows[0].identities(metric)
+    if rows[0].is_mean(metric):
+        identity = identity[~np.isnan(rows[0].scores(metric))]
+    identities = len(np.unique(identity))
     how = f"{uncertainty.RESAMPLES:,} resamples of {identities:,} identities with all of their queries"
-    if rows[0].pairs:
+    if not rows[0].is_mean(metric):
         how = f"from what every pair adds to a rate; pairs that share one of {identities:,} people are not independent"
     said = [
         f"Intervals: {how}. "

@@ -197,13 +197,14 @@ def test_rates_of_pairs_are_compared(empty, monkeypatch):
     shown = call(compare.main, ids["a", 0], ids["b", 0]).output
     assert "a: 2 seed(s)" in shown and "val/eer" in shown and "pairs that share one of 60 people" in shown
     first, second = (compared.row_of(plan.tracking_uri, ids[cell, 1]) for cell in "ab")
-    for metric in ("val/accuracy", "val/tar_1e-2", "val/auc"):
+    assert "resamples of 60 identities" in " ".join(shown.split()), "of the images that are searched with"
+    for metric in ("val/accuracy", "val/tar_1e-2", "val/auc", "val/rank1", "val/rank5"):
         expected = [r.metrics[metric] for r in records if r.point["cell"] == "a"]
-        assert first.seeds(metric) == pytest.approx(expected, abs=1e-6), "rates of stored pairs are the logged metrics"
+        assert first.seeds(metric) == pytest.approx(expected, abs=1e-6), "of what is stored, as it was logged"
         _, found = compared.differences([first, second], 0, metric)
         assert found.over_seeds and found.low <= found.value <= found.high
-    assert "--metric val/rank1 has no scores of single queries or pairs" in error(
-        compare.main, ids["a", 0], ids["b", 0], "--metric", "val/rank1"
+    assert "--metric val/accuracy_plain has no scores of single queries or pairs" in error(
+        compare.main, ids["a", 0], ids["b", 0], "--metric", "val/accuracy_plain"
     )
     html, _ = summary.write_report(plan)
     assert "Which rows are told apart from the best" in html.with_suffix(".md").read_text()

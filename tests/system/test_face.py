@@ -25,6 +25,7 @@ from orchestrator.method import Progress, Where
 from orchestrator.methods import triplet_distillation
 from orchestrator.needs import Place
 from orchestrator.recipe import changed
+from orchestrator.reporting import compared
 
 CPU = torch.device("cpu")
 FAMILY = [name for name in find.methods() if isinstance(find.method(name), FaceMethod)]
@@ -439,6 +440,28 @@ def test_the_average_of_packs_is_that_of_published_tables(tiny_root):
     assert verify.scored(found, some).metrics["val/accuracy"] == pytest.approx(both)
     alone = verify.scored({"small": found["lfw"]}, {"small": all_pairs(images)}).metrics
     assert alone["val/accuracy"] == alone["small/accuracy"]  # a sweep has something to maximise
+
+
+def test_probes_of_every_set_are_told_one_by_one(tiny_root):
+    """Their means are the metrics; people of two sets are two people, and of templates nobody is searched."""
+    images = find.dataset("folder_faces")(str(tiny_root)).verification["val"].images
+    sets = {"lfw": all_pairs(images), "orl": all_pairs(images)}
+    rng = np.random.default_rng(0)
+    found = {name: verify.Embedded(*rng.standard_normal((2, len(images), 8))) for name in sets}
+    scored = verify.scored(found, sets)
+    people = len(np.unique(images.identity))
+    probes = len(images) - people
+    for start, name in ((0, "lfw"), (probes, "orl")):
+        for metric in (f"{name}/rank1", f"{name}/rank5"):
+            score_Q = scored.queries.scores[metric]
+            assert score_Q[start : start + probes].mean() == pytest.approx(scored.metrics[metric])
+            assert np.isnan(score_Q).sum() == probes and len(score_Q) == 2 * probes
+    assert 0 < scored.metrics["lfw/rank1"] < 1 and len(np.unique(scored.queries.identity_Q)) == 2 * people
+    row = compared.Row("a", "demo", "margin_softmax", ("a",), (scored.queries,), (scored.pairs,))
+    assert {"lfw/rank1", "orl/rank5", "lfw/eer", "val/accuracy"} <= {metric.name for metric in row.metrics}
+    assert row.mean("orl/rank1") == pytest.approx(scored.metrics["orl/rank1"])
+    (_, equal) = compared.differences([row, row], 0, "orl/rank1")
+    assert equal.value == 0 and f"of {people} identities" in compared.notes([row, row], "orl/rank1")[0]
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from orchestrator.evaluation.verification import (
 from orchestrator.families.face.data import OWN, Verified
 from orchestrator.families.retrieval import search
 from orchestrator.families.retrieval.data import Source
-from orchestrator.method import Evaluation, PairScores
+from orchestrator.method import Evaluation, PairScores, Queries
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,13 @@ def scored(
     :func:`orchestrator.evaluation.verification.averaged` names.
     """
     metrics: dict[str, float] = {}
-    scores = {}
+    scores, searched = {}, {}
     for name, one in sets.items():
         of_set, scores[name] = (_pairs if isinstance(one, Pairs) else _templates)(one, found[name])
+        probes = _first_image_each(one, found[name])
+        if probes is not None:
+            searched[name] = probes
+            of_set |= {metric: float(score_Q.mean()) for metric, score_Q in probes.scores.items()}
         metrics |= {f"{name}/{metric}": value for metric, value in of_set.items()}
     if OWN not in sets:
         pairs = {name: one for name, one in sets.items() if isinstance(one, Pairs)}
@@ -100,7 +104,7 @@ def scored(
     for name, theirs in (teacher or {}).items():
         metrics |= {f"{name}/{metric}": value for metric, value in agreement(found[name], theirs).items()}
     pairs = {name: _compared(one, scores[name]) for name, one in sets.items()}
-    return Evaluation(metrics, Found(found, scores), pairs=pairs)
+    return Evaluation(metrics, Found(found, scores), queries=_together(searched), pairs=pairs)
 
 
 def _compared(one: VerificationSet, score_P: np.ndarray) -> PairScores:
@@ -157,8 +161,6 @@ def _pairs(one: Pairs, found: Embedded) -> tuple[dict[str, float], np.ndarray]:
         }  # fmt: skip
         if 1e-3 * (~one.same_P).sum() >= 1:
             metrics["val_1e-3"] = val_at_far(score_P, one.same_P, 1e-3, one.folds).mean
-    if (one.images.identity >= 0).all():
-        metrics |= _first_image_each(unit_ND, one.images.identity)
     return metrics, score_P
 
 
@@ -168,16 +170,37 @@ def _tars(score_P: np.ndarray, same_P: np.ndarray, prefix: str, rule: str) -> di
     }
 
 
-def _first_image_each(unit_ND: np.ndarray, identity_N: np.ndarray) -> dict[str, float]:
-    """Identification: the first image of everybody is searched in, all others are searched with."""
+def _first_image_each(one: VerificationSet, found: Embedded) -> Queries | None:
+    """Identification: the first image of everybody is searched in, all others are searched with.
+
+    None where nobody is known to be somebody, or has a second image.
+    """
+    if not isinstance(one, Pairs) or (one.images.identity < 0).any():
+        return None
+    identity_N = np.asarray(one.images.identity)
     first = np.unique(identity_N, return_index=True)[1]
     others = np.setdiff1d(np.arange(len(identity_N)), first)
     if not len(others):
-        return {}
+        return None
     # In float64: of a network whose embeddings are nearly one, float32 sees ties alone, which count for the mate.
-    unit_ND = unit_ND.astype(np.float64)
-    rank_P = mate_ranks(unit_ND[others], unit_ND[first], identity_N[others], identity_N[first])
-    return {"rank1": float((rank_P == 1).mean()), "rank5": float((rank_P <= 5).mean())}
+    unit_ND = flip_summed(found.plain_ND, found.flipped_ND).astype(np.float64)
+    rank_Q = mate_ranks(unit_ND[others], unit_ND[first], identity_N[others], identity_N[first])
+    return Queries(identity_N[others], {"rank1": (rank_Q == 1).astype(float), "rank5": (rank_Q <= 5).astype(float)})
+
+
+def _together(searched: Mapping[str, Queries]) -> Queries | None:
+    """The probes of all sets one after another: a set's score is NaN for those of others, whose people are others."""
+    if not searched:
+        return None
+    counts = [len(one.identity_Q) for one in searched.values()]
+    ends, people, scores = np.cumsum(counts), [], {}
+    for (name, one), count, end in zip(searched.items(), counts, ends, strict=True):
+        for metric, score_Q in one.scores.items():
+            scores[f"{name}/{metric}"] = np.full(ends[-1], np.nan)
+            scores[f"{name}/{metric}"][end - count : end] = score_Q
+        known = sum(len(np.unique(other)) for other in people)
+        people.append(np.unique(one.identity_Q, return_inverse=True)[1] + known)
+    return Queries(np.concatenate(people), scores)
 
 
 def _templates(one: Templates, found: Embedded) -> tuple[dict[str, float], np.ndarray]:
