@@ -35,7 +35,9 @@ from losses import (
     gkd,
     logit_kd,
     margin_distillation,
+    margin_softmax,
     oim,
+    partial_fc,
     pkt,
     raml,
     rkd,
@@ -47,7 +49,7 @@ from losses import (
     ugd,
 )
 
-DIM, IMAGES_EACH, CLASSES = 512, 4, 1000
+DIM, IMAGES_EACH, CLASSES, PEOPLE = 512, 4, 1000, 10_000
 OF_TRIPLES = ("d3still.relation_terms, all", "d3still.differential_term", "rkd.angle_term")
 Step = Callable[[], Tensor]
 
@@ -96,6 +98,25 @@ def steps(s: Tensor, t: Tensor, label: Tensor) -> dict[str, Callable[[], Step]]:
         memory, rows = torch.nn.functional.normalize(t), torch.arange(batch, device=device)
         return lambda: rsiamnet.cluster_contrastive(s, memory, label, rows)
 
+    def softmax(margin: Callable[[Tensor], Tensor]) -> Step:
+        centre = torch.randn(PEOPLE, DIM, device=device, requires_grad=True)
+        cross_entropy = partial_fc.split_cross_entropy
+        return lambda: cross_entropy(margin(margin_softmax.cosines(s, centre)), label)
+
+    def sampled() -> Step:
+        centre = torch.randn(PEOPLE, DIM, device=device, requires_grad=True)
+
+        def step() -> Tensor:
+            chosen, place = partial_fc.sampled_classes(label, range(PEOPLE), 0.1)
+            logits = margin_softmax.arcface_logits(margin_softmax.cosines(s, centre[chosen]), place)
+            return partial_fc.split_cross_entropy(logits, place)
+
+        return step
+
+    def quality() -> Step:
+        module, norm = margin_softmax.AdaFace().to(device), s.detach().norm(dim=1)
+        return softmax(lambda cosine: module(cosine, norm, label))
+
     return {
         "limit: matrix products": lambda: lambda: (s @ t.T + t @ t.T).mean(),
         "d3still.feature_term": lambda: lambda: d3still.feature_term(s, t),
@@ -133,6 +154,10 @@ def steps(s: Tensor, t: Tensor, label: Tensor) -> dict[str, Callable[[], Step]]:
         "face_kd.ILED": lambda: (lambda module: lambda: module(s, t))(face_kd.ILED().to(device)),
         "face_kd.RPSD, bank of 4,096": relations,
         "ekd": lambda: (lambda module: lambda: sum(module(s, t, label)))(ekd.EKD().to(device)),
+        "arcface, 10,000 classes": lambda: softmax(lambda cosine: margin_softmax.arcface_logits(cosine, label)),
+        "cosface, 10,000 classes": lambda: softmax(lambda cosine: margin_softmax.cosface_logits(cosine, label)),
+        "adaface, 10,000 classes": quality,
+        "arcface, a tenth of 10,000": sampled,
         "adadistill": centres,
         "ddps.correlation": lambda: lambda: ddps.correlation_distillation(s, t),
         "ddps.logit": lambda: lambda: ddps.logit_distillation(s @ head.T, t @ head.T, label % CLASSES),
