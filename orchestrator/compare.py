@@ -54,10 +54,12 @@ def main(
     for row in rows:
         console.print(f"  {row.title}: {len(row.run_ids)} seed(s), {', '.join(row.run_ids)}", markup=False)
     every: list[compared.Difference] = []
+    notes: dict[str, None] = {}  # each once, in their order
     table = Table("row", "metric", "first", "this", "difference", "95 %", "p (Holm)", "could be seen")
     for name in dict.fromkeys(metric or known):
         found = compared.differences(rows, 0, name)[1:]
         every += found
+        notes |= dict.fromkeys(compared.notes(rows, name, found))
         for row, one in zip(others, found, strict=True):
             metric_of = known[name]
             table.add_row(
@@ -66,7 +68,6 @@ def main(
                 scores.written(metric_of, one.detectable),
             )  # fmt: skip
     console.print(table)
-    notes = dict.fromkeys(line for name in metric or known for line in compared.notes(rows, name))
     for line in [*notes, *compared.unbounded(every)]:
         console.print(line, markup=False)
 

@@ -1,7 +1,7 @@
 """What tests know of tiny recipes: of every family its settings and cases, and how needs are met in this process."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -14,12 +14,30 @@ def family_of(method: str) -> Any:
     return importlib.import_module(f"families.{find.method(method).family}")
 
 
-def cases() -> list[Any]:
-    """Every method with every case of its family, as parameters (method, changes of the tiny recipe)."""
+def cases(quick: bool = False) -> list[Any]:
+    """Every method with every case of its family, as parameters (method, changes of the tiny recipe).
+
+    Where they are to be ``quick``, all but the first of each family are slow.
+    """
     from orchestrator import find
 
     found = [(name, changes) for name in find.methods() for changes in family_of(name).CASES.get(name, ({},))]
-    return [pytest.param(*case, id=" ".join([case[0], *(f"{k}={v}" for k, v in case[1].items())])) for case in found]
+    return parameters(found, quick)
+
+
+def parameters(found: Iterable[tuple[str, Mapping[str, Any]]], quick: bool = False) -> list[Any]:
+    """Methods and changes as parameters; ``quick`` as of :func:`cases`."""
+    from orchestrator import find
+
+    made, seen = [], set()
+    for name, changes in found:
+        family = find.method(name).family
+        marks = [pytest.mark.slow] if quick and family in seen else []
+        seen.add(family)
+        made.append(
+            pytest.param(name, changes, marks=marks, id=" ".join([name, *(f"{k}={v}" for k, v in changes.items())]))
+        )
+    return made
 
 
 def with_paths(recipe: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,17 +101,13 @@ def of_seeds(first_S: Sequence[float], second_S: Sequence[float], rows_KS: Seque
     >>> of_seeds([1.0, 2.0, 3.0], [4.0, 4.0, 4.0], [])
     Seeds(variance=0.3333333333333333, freedom=2.0)
     """
-    sides = (first_S, second_S)
-    if own_variances(sides):
-        variance_2 = np.array([np.var(side, ddof=1) / len(side) for side in sides])
-        if not variance_2.any():
-            return Seeds(0.0, sum(len(side) - 1 for side in sides))
-        freedom = variance_2.sum() ** 2 / sum(v**2 / (len(s) - 1) for v, s in zip(variance_2, sides, strict=True))
-        return Seeds(float(variance_2.sum()), float(freedom))
-    variance, freedom = pooled(rows_KS)
-    own_2 = [max(variance, float(np.var(side, ddof=1)) if len(side) > 1 else 0.0) for side in sides]
-    mean_2 = [own / len(side) for own, side in zip(own_2, sides, strict=True)]
-    return Seeds(sum(mean_2), freedom) if freedom else None
+    sides, (least, freedom) = (first_S, second_S), pooled(rows_KS)
+    alone = own_variances(sides)
+    own = [float(np.var(side, ddof=1)) if len(side) > 1 else 0.0 for side in sides]
+    parts = [(v if alone else max(v, least)) / len(side) for v, side in zip(own, sides, strict=True)]
+    if alone and any(parts):
+        freedom = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
+    return Seeds(sum(parts), freedom) if freedom else None
 
 
 def own_variances(rows_KS: Sequence[Sequence[Any]]) -> bool:
@@ -227,17 +223,19 @@ def _difference(
         low, high = min(low, 0.0), max(high, 0.0)
     if whole == 0.0:  # all differences are equal: nothing is known of others
         detectable = math.inf
-        low, high = (low, high) if value else (-math.inf, math.inf)
+        if value == 0.0:
+            low, high = -math.inf, math.inf
     return Difference(value, low, high, p, whole, detectable, identities, seeds is not None)
 
 
 def _by_signs(part_K: np.ndarray, generator: np.random.Generator, comparisons: int) -> _Signs:
     """Of parts that add up to a difference, each as likely to have the other sign were there none."""
     differ_K = part_K[part_K != 0]
+    p = _p_by_signs(differ_K, generator)
     if 2.0 ** (1 - len(part_K)) > LEVEL / comparisons:  # what all of them together would have
-        return _Signs(_p_by_signs(differ_K, generator), math.inf)
+        return _Signs(p, math.inf)
     if not 0 < len(differ_K) < min(len(part_K) / 2, _FEW):
-        return _Signs(_p_by_signs(differ_K, generator), 0.0)
+        return _Signs(p, 0.0)
     # How many more must differ, all to one side, until so many of all that do are on it that a fair coin is not.
     more_N = np.arange(min(len(part_K), _FEW) - len(differ_K) + 1)
     all_N = len(differ_K) + more_N
@@ -245,7 +243,7 @@ def _by_signs(part_K: np.ndarray, generator: np.random.Generator, comparisons: i
     power_N = stats.binom.sf(needed_N - 1, all_N, (len(differ_K) / 2 + more_N) / all_N)
     enough = np.flatnonzero(power_N >= POWER)
     more = float(more_N[enough[0]]) if len(enough) else math.inf
-    return _Signs(_p_by_signs(differ_K, generator), more * float(np.abs(differ_K).mean()))
+    return _Signs(p, more * float(np.abs(differ_K).mean()))
 
 
 def _p_by_signs(sum_K: np.ndarray, generator: np.random.Generator) -> float:

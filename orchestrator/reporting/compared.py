@@ -185,6 +185,7 @@ def _scored(row: Row, first: Row) -> bool:
         asked_Q = first.queries[0].identity_Q
         if not all(np.array_equal(one.identity_Q, asked_Q) for one in row.queries):
             return False
+    theirs = first.pairs[0] if first.pairs else {}
     return all(
         one.keys() == theirs.keys()
         and all(
@@ -193,7 +194,6 @@ def _scored(row: Row, first: Row) -> bool:
             for name in one
         )
         for one in row.pairs
-        for theirs in first.pairs[:1]
     )
 
 
@@ -225,12 +225,9 @@ def said(metric: Metric, found: Difference) -> tuple[str, str]:
     return value, f"{low} … {high}"
 
 
-def notes(rows: Sequence[Row], metric: str) -> list[str]:
-    """What the numbers mean, and what they do not."""
-    identity = rows[0].identities(metric)
-    if rows[0].is_mean(metric):
-        identity = identity[~np.isnan(rows[0].scores(metric))]
-    identities = len(np.unique(identity))
+def notes(rows: Sequence[Row], metric: str, found: Sequence[Difference | None]) -> list[str]:
+    """What the numbers of :func:`differences` mean, and what they do not."""
+    identities = next(one.identities for one in found if one is not None)
     how = f"{uncertainty.RESAMPLES:,} resamples of {identities:,} identities with all of their queries"
     if not rows[0].is_mean(metric):
         how = f"from what every pair adds to a rate; pairs that share one of {identities:,} people are not independent"
@@ -311,5 +308,5 @@ def _table(plan: Plan, done: Sequence[TrialRecord]) -> tuple[str, list[TableOf]]
     ]  # fmt: skip
     head = ["row", metric.title, f"minus {rows[best].title}", "95 %", "p, Holm", "", "could be seen"]
     table = TableOf(head, body, {1, 2, 3, 4, 6}, caption, best)
-    text = " ".join([*notes(rows, metric.name), *unbounded(found)])
+    text = " ".join([*notes(rows, metric.name, found), *unbounded(found)])
     return text, [table]

@@ -69,7 +69,9 @@ def test_a_row_of_one_seed_has_the_spread_of_the_others(table):
     rows = [compared.row_of(plan.tracking_uri, r.run_id) for r in records if r.point["seed"] == 0]
     alone = compared.row_of(plan.tracking_uri, rows[1].run_ids[0], alone=True)
     _, found = compared.differences([rows[0], alone], 0, "val/map")
-    assert found.over_seeds and not any("One seed each" in line for line in compared.notes([rows[0], alone], "val/map"))
+    assert found.over_seeds and not any(
+        "One seed each" in line for line in compared.notes([rows[0], alone], "val/map", [None, found])
+    )
 
 
 def test_a_report_says_which_rows_are_told_apart(table):
@@ -123,7 +125,7 @@ def test_three_rows_by_hand():
         assert one.p == pytest.approx(min(1.0, holm[by_hand.p])) and one.detectable == by_hand.detectable
         assert (one.value, one.low, one.high) == pytest.approx((by_hand.value, by_hand.low, by_hand.high))
     assert found[1].error > 2 * found[2].error, "b's seeds differ, and c's do not pay for it"
-    assert "Every row has the variance of its own seeds." in compared.notes(rows, "val/map")
+    assert "Every row has the variance of its own seeds." in compared.notes(rows, "val/map", found)
 
 
 def test_runs_of_one_name_are_told_by_their_ids(table):

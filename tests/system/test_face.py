@@ -460,8 +460,8 @@ def test_probes_of_every_set_are_told_one_by_one(tiny_root):
     row = compared.Row("a", "demo", "margin_softmax", ("a",), (scored.queries,), (scored.pairs,))
     assert {"lfw/rank1", "orl/rank5", "lfw/eer", "val/accuracy"} <= {metric.name for metric in row.metrics}
     assert row.mean("orl/rank1") == pytest.approx(scored.metrics["orl/rank1"])
-    (_, equal) = compared.differences([row, row], 0, "orl/rank1")
-    assert equal.value == 0 and f"of {people} identities" in compared.notes([row, row], "orl/rank1")[0]
+    _, equal = found = compared.differences([row, row], 0, "orl/rank1")
+    assert equal.value == 0 and f"of {people} identities" in compared.notes([row, row], "orl/rank1", found)[0]
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------

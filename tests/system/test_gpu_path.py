@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_cuda import run
 from families import face, person_search, weak_search
-from tiny import own
+from tiny import own, parameters
 from torch import Tensor, nn
 
 from models.embedder import Embedder, EmbedderConfig
@@ -280,18 +280,12 @@ REAL = "d3still"  # with real backbones; the other embedders differ in what is m
 
 
 def cases():
-    seen: set[str] = set()  # families
     for name in find.methods():
-        family = find.method(name).family
-        for changes in (*FAMILY.get(family, ()), *VARIANTS.get(name, ())) or ({},):
-            marks = [pytest.mark.slow] if family in seen else []
-            seen.add(family)
-            yield pytest.param(
-                name, changes, marks=marks, id=" ".join([name, *(f"{k}={v}" for k, v in changes.items())])
-            )
+        for changes in (*FAMILY.get(find.method(name).family, ()), *VARIANTS.get(name, ())) or ({},):
+            yield name, changes
 
 
-@pytest.mark.parametrize(("name", "changes"), cases())
+@pytest.mark.parametrize(("name", "changes"), parameters(cases(), quick=True))
 def test_a_step_stays_on_the_device_and_never_waits(name, changes):
     task, batch = STEPS[find.method(name).family](name, name == REAL, **changes)
     losses = run(task.train(), batch)

@@ -26,9 +26,7 @@ STATE = (
     "bank_ND", "label_N", "table_KD", "queue_QD", "position", "teacher_MD", "student_MD", "label_M", "sample_M", "ptr",
     "count", "iled.mean", "iled.deviation", "centre_CD", "threshold_K", "norm_mean", "norm_std",
 )  # fmt: skip
-CASES = {case.id: case.values for case in cases()}
-# The first of each family is in the default suite, where the two processes do no more than that.
-QUICK = set({find.method(method).family: name for name, (method, _) in reversed(CASES.items())}.values())
+CASES = {case.id: case for case in cases(quick=True)}
 
 
 def experiment(job: Job, place: Place, rank: int, world: int) -> Experiment:
@@ -162,10 +160,11 @@ def everything(
 @pytest.fixture(scope="module")
 def jobs(request, tiny_recipe, prepared) -> dict[str, Job]:
     made = {}
+    # The two processes do no more than is compared: in the default suite little.
     compared = [item for item in request.session.items if item.name.startswith("test_two_workers_equal_one[")]
     asked = {item.callspec.params["name"] for item in compared}
     for name in sorted(asked):
-        method, changes = CASES[name]
+        method, changes = CASES[name].values
         recipe = tiny_recipe(method, **changes)
         find.method(method).check(recipe, 2)
         made[name] = (method, flat(recipe), prepared(method, recipe).plain())
@@ -185,9 +184,7 @@ def ranks(jobs, tiny_recipe, prepared, tiny_place, tmp_path_factory) -> list[dic
     return [torch.load(folder / f"out.{rank}", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=case.marks) for name, case in CASES.items()])
 def test_two_workers_equal_one(name, ranks, jobs, tiny_place):
     """A loss over half a batch would have other neighbours, means and weights."""
     expected = first_step(jobs[name], tiny_place, 0, 1)

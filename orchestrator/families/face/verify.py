@@ -91,8 +91,7 @@ def scored(
     metrics: dict[str, float] = {}
     scores, searched = {}, {}
     for name, one in sets.items():
-        of_set, scores[name] = (_pairs if isinstance(one, Pairs) else _templates)(one, found[name])
-        probes = _first_image_each(one, found[name])
+        of_set, scores[name], probes = (_pairs if isinstance(one, Pairs) else _templates)(one, found[name])
         if probes is not None:
             searched[name] = probes
             of_set |= {metric: float(score_Q.mean()) for metric, score_Q in probes.scores.items()}
@@ -142,8 +141,8 @@ def agreement(own: Embedded, theirs: Embedded) -> dict[str, float]:
     return found
 
 
-def _pairs(one: Pairs, found: Embedded) -> tuple[dict[str, float], np.ndarray]:
-    """Accuracy with and without mirror images, TAR at every rate that the impostors can measure, identification.
+def _pairs(one: Pairs, found: Embedded) -> tuple[dict[str, float], np.ndarray, Queries | None]:
+    """Accuracy with and without mirror images, TAR at every rate that the impostors can measure; identification.
 
     Without folds the accuracy is that at the threshold of equal error rates, which is chosen on the set itself.
     """
@@ -161,7 +160,7 @@ def _pairs(one: Pairs, found: Embedded) -> tuple[dict[str, float], np.ndarray]:
         }  # fmt: skip
         if 1e-3 * (~one.same_P).sum() >= 1:
             metrics["val_1e-3"] = val_at_far(score_P, one.same_P, 1e-3, one.folds).mean
-    return metrics, score_P
+    return metrics, score_P, _first_image_each(unit_ND, np.asarray(one.images.identity))
 
 
 def _tars(score_P: np.ndarray, same_P: np.ndarray, prefix: str, rule: str) -> dict[str, float]:
@@ -170,20 +169,17 @@ def _tars(score_P: np.ndarray, same_P: np.ndarray, prefix: str, rule: str) -> di
     }
 
 
-def _first_image_each(one: VerificationSet, found: Embedded) -> Queries | None:
+def _first_image_each(unit_ND: np.ndarray, identity_N: np.ndarray) -> Queries | None:
     """Identification: the first image of everybody is searched in, all others are searched with.
 
     None where nobody is known to be somebody, or has a second image.
     """
-    if not isinstance(one, Pairs) or (one.images.identity < 0).any():
-        return None
-    identity_N = np.asarray(one.images.identity)
     first = np.unique(identity_N, return_index=True)[1]
     others = np.setdiff1d(np.arange(len(identity_N)), first)
-    if not len(others):
+    if (identity_N < 0).any() or not len(others):
         return None
     # In float64: of a network whose embeddings are nearly one, float32 sees ties alone, which count for the mate.
-    unit_ND = flip_summed(found.plain_ND, found.flipped_ND).astype(np.float64)
+    unit_ND = unit_ND.astype(np.float64)
     rank_Q = mate_ranks(unit_ND[others], unit_ND[first], identity_N[others], identity_N[first])
     return Queries(identity_N[others], {"rank1": (rank_Q == 1).astype(float), "rank5": (rank_Q <= 5).astype(float)})
 
@@ -192,18 +188,17 @@ def _together(searched: Mapping[str, Queries]) -> Queries | None:
     """The probes of all sets one after another: a set's score is NaN for those of others, whose people are others."""
     if not searched:
         return None
-    counts = [len(one.identity_Q) for one in searched.values()]
-    ends, people, scores = np.cumsum(counts), [], {}
-    for (name, one), count, end in zip(searched.items(), counts, ends, strict=True):
+    set_Q = np.repeat(np.arange(len(searched)), [len(one.identity_Q) for one in searched.values()])
+    of_set_2Q = np.stack([set_Q, np.concatenate([one.identity_Q for one in searched.values()])])
+    scores = {}
+    for number, (name, one) in enumerate(searched.items()):
         for metric, score_Q in one.scores.items():
-            scores[f"{name}/{metric}"] = np.full(ends[-1], np.nan)
-            scores[f"{name}/{metric}"][end - count : end] = score_Q
-        known = sum(len(np.unique(other)) for other in people)
-        people.append(np.unique(one.identity_Q, return_inverse=True)[1] + known)
-    return Queries(np.concatenate(people), scores)
+            scores[f"{name}/{metric}"] = all_Q = np.full(len(set_Q), np.nan)
+            all_Q[set_Q == number] = score_Q
+    return Queries(np.unique(of_set_2Q, axis=1, return_inverse=True)[1].reshape(-1), scores)
 
 
-def _templates(one: Templates, found: Embedded) -> tuple[dict[str, float], np.ndarray]:
+def _templates(one: Templates, found: Embedded) -> tuple[dict[str, float], np.ndarray, None]:
     """IJB: flip-summed embeddings with their norm, times the detector's score (N1D1F1).
 
     ``tar_`` is the nearest point of the curve, as the public scripts and so the published numbers have it;
@@ -217,7 +212,7 @@ def _templates(one: Templates, found: Embedded) -> tuple[dict[str, float], np.nd
     metrics = _tars(score_P, one.same_P, "tar_", "nearest") | _tars(score_P, one.same_P, "tar_strict_", "strict")
     searches = [_search(own, unit_TD, rows) for own in one.searches.values()]
     names = {name for each in searches for name in each}
-    return metrics | {name: float(np.mean([each[name] for each in searches])) for name in sorted(names)}, score_P
+    return metrics | {name: float(np.mean([each[name] for each in searches])) for name in sorted(names)}, score_P, None
 
 
 def _search(own: Search, unit_TD: np.ndarray, rows: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
