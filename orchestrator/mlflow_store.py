@@ -91,6 +91,15 @@ def check(uri: str) -> None:
         ) from error
 
 
+def check_there(uri: str) -> None:
+    """Raises ValueError where a SQLite database is not there, which a client would make; for what only reads."""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        name = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "ORCHESTRATOR_STORAGE"
+        raise ValueError(
+            f"there is no {uri.removeprefix('sqlite:///')}, where runs would be; set {name} to where they are"
+        )
+
+
 def _check_server(uri: str) -> None:
     # MLflow itself would try again for minutes.
     address = urllib.parse.urlsplit(uri)

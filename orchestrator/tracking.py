@@ -21,6 +21,7 @@ import numpy as np
 from orchestrator import checkpoint, mirror, store
 from orchestrator.method import PairScores, Queries
 from orchestrator.mlflow_store import check as check
+from orchestrator.mlflow_store import check_there as check_there
 from orchestrator.mlflow_store import client as client
 from orchestrator.mlflow_store import made, mlflow
 from orchestrator.mlflow_store import tracking_uri as tracking_uri
@@ -120,9 +121,10 @@ def read_record(uri: str, run_id: str) -> Record:
     Raises:
         ValueError: there is no such run, or it has no record.
     """
+    found(uri, run_id)
     path = artifact(uri, run_id, RECORD)
     if path is None:
-        raise ValueError(f"{uri} has no run {run_id!r} with a {RECORD}; the run id is in the table of the sweep")
+        raise ValueError(f"run {run_id} of {uri} has no {RECORD}, so it is not one of a sweep's trials")
     stored = json.loads(path.read_text())
     storage = stored["storage"]
     if not store.is_remote(storage):
@@ -185,15 +187,23 @@ def campaign_title(tag: str) -> str:
 
 
 def found(uri: str, run_id: str) -> Any:
-    """A run of MLflow.
+    """A trial's run of MLflow.
 
     Raises:
-        ValueError: there is none of this id.
+        ValueError: there is none of this id, it is that of a whole sweep or campaign, or there is no such database.
     """
+    check_there(uri)
     try:
-        return client(uri).get_run(run_id)
+        run = client(uri).get_run(run_id)
     except mlflow().MlflowException as error:
         raise ValueError(f"{uri} has no run {run_id!r}; the run id is in the table of the sweep") from error
+    kind = run.data.tags.get("orch.kind", "trial")
+    if kind != "trial":
+        whole = "sweep" if kind == "summary" else kind
+        raise ValueError(
+            f"run {run_id} is that of a whole {whole}; name one of its trials, from the table in its report"
+        )
+    return run
 
 
 def log_status(uri: str, run_id: str, metrics: Mapping[str, float], note: str) -> None:

@@ -95,7 +95,7 @@ class Row:
         if not self.pairs:
             return named
         rest = [name for name in known if name not in {metric.name for metric in named}]
-        return named + [Metric(name, name) for name in rest]
+        return named + [Metric(name, f"{name}, less is better" if name.endswith("/eer") else name) for name in rest]
 
     def has(self, metric: str) -> bool:
         if self.is_mean(metric):

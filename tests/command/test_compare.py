@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from command.typed import call, error, settings, storage_at
 
-from orchestrator import compare, find, sweep
+from orchestrator import compare, evaluate, export, find, sweep
 from orchestrator.evaluation import uncertainty
 from orchestrator.launch import shelf, study, trial
 from orchestrator.method import Metric, PairScores, Queries
@@ -161,11 +161,20 @@ def test_what_cannot_be_compared_is_one_line(table):
     with storage_at(plan.where.storage):
         assert "a comparison needs two or more" in error(compare.main, records[0].run_id)
         assert "has no run 'nobody'" in error(compare.main, records[0].run_id, "nobody")
+        whole = summary.summarise(plan, records)
+        assert "is that of a whole sweep; name one of its trials" in error(compare.main, records[0].run_id, whole)
+        assert "is that of a whole sweep; name one of its trials" in error(evaluate.main, whole)
         assert "is named twice" in error(compare.main, records[0].run_id, records[0].run_id)
         ids = records[0].run_id, records[1].run_id
         line = error(compare.main, *ids, "--metric", "val/mop")
         assert "--metric val/mop has no scores of single queries" in line and "did you mean val/map" in line
         assert "; there are: val/map, " in error(compare.main, *ids, "--metric", "nonsense")
+
+
+def test_a_storage_that_is_not_there_is_not_made(empty):
+    for line in (error(compare.main, "a", "b"), error(evaluate.main, "a"), error(export.main, "a")):
+        assert f"there is no {empty}/mlflow.db" in line and "set ORCHESTRATOR_STORAGE to where they are" in line
+    assert not empty.exists()
 
 
 def test_other_queries_are_refused(table):
@@ -197,7 +206,11 @@ def test_rates_of_pairs_are_compared(empty, monkeypatch):
     records = study.records(plan)
     ids = {(r.point["cell"], r.point["seed"]): r.run_id for r in records}
     shown = call(compare.main, ids["a", 0], ids["b", 0]).output
-    assert "a: 2 seed(s)" in shown and "val/eer" in shown and "pairs that share one of 60 people" in shown
+    assert (
+        "a: 2 seed(s)" in shown
+        and "val/eer, less is better" in " ".join(shown.split())
+        and "pairs that share one of 60 people" in shown
+    )
     first, second = (compared.row_of(plan.tracking_uri, ids[cell, 1]) for cell in "ab")
     assert "resamples of 60 identities" in " ".join(shown.split()), "of the images that are searched with"
     for metric in ("val/accuracy", "val/tar_1e-2", "val/auc", "val/rank1", "val/rank5"):

@@ -130,6 +130,8 @@ def test_a_report_is_one_file_and_has_one_summary_run(swept, best, tmp_path):
 
 
 def test_records_that_do_not_exist(swept, empty):
-    assert "has no run 'abc' with a record.json" in error(evaluate.main, "abc")
-    assert "has no run 'abc' with a record.json" in error(export.main, "abc")
     assert "no sweep d3still_alpha in" in error(report.main, "d3still_alpha")
+    assert f"there is no {empty}/mlflow.db" in error(evaluate.main, "abc")
+    tracking.client(tracking.tracking_uri(str(empty)))
+    assert "has no run 'abc'; the run id is in the table" in error(evaluate.main, "abc")
+    assert "has no run 'abc'; the run id is in the table" in error(export.main, "abc")

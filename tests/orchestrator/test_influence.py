@@ -1,6 +1,7 @@
 """What pairs add to a rate: against the rates themselves, plain loops, and what simulated data do."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -69,6 +70,29 @@ def test_the_error_is_that_of_data_drawn_again(name):
         values.append(found.value)
         errors.append(math.sqrt(influence.variance(found.influence_P, alone)[0]))
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+
+
+@pytest.mark.parametrize(("name", "far"), [("tar_1e-1", 1e-1), ("tar_1e-2", 1e-2), ("eer", None)])
+def test_the_error_is_that_of_two_normal_distributions(name, far):
+    """Closed form, of few impostors, whose threshold moves a rate by the slope of the ROC curve. Ten draws, their mean.
+
+    Genuine scores are N(2, 1), impostors' N(0, 1): at a threshold z the slope is φ(z − 2) / φ(z), 1 where errors are
+    equal, at z = 1. EER moves by what both errors move, weighted so that the threshold's own error cancels.
+    """
+    normal, genuine, impostors, errors = statistics.NormalDist(), 200_000, 40_000, []
+    threshold = 1.0 if far is None else normal.inv_cdf(1 - far)
+    accepted, wrongly = 1 - normal.cdf(threshold - 2), 1 - normal.cdf(threshold)
+    slope = normal.pdf(threshold - 2) / normal.pdf(threshold)
+    variance = accepted * (1 - accepted) / genuine + slope**2 * wrongly * (1 - wrongly) / impostors
+    expected = math.sqrt(variance) / (1 + slope if far is None else 1)
+    same_P, alone = np.arange(genuine + impostors) < genuine, np.arange(2 * (genuine + impostors)).reshape(-1, 2)
+    for number in range(10):
+        drawn_P = np.random.default_rng(number).normal(size=len(same_P))
+        found = influence.rate(PairScores(np.tanh((2 * same_P + drawn_P) / 6), same_P, alone), name)
+        errors.append(math.sqrt(influence.variance(found.influence_P, alone)[0]))
+        accepted = found.influence_P[genuine + drawn_P[genuine:].argmax()]
+        assert accepted > 0 if far is None else accepted < 0  # an impostor who is let in lifts errors, lowers TAR
+    assert np.mean(errors) == pytest.approx(expected, rel=0.05)
 
 
 def test_pairs_that_share_a_person_are_a_plain_double_loop():
