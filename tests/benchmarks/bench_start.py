@@ -3,12 +3,16 @@
     python tests/benchmarks/bench_start.py [--trials 4]
 
 Trials of D3still on ``demo``, one epoch each, one after the other on a local cluster; everything is prepared before.
-The first step is when the first epoch was reported, less what it took. Memory is what the trial's processes hold of
-their own, and their share of what they hold together (PSS), at its highest. The limit is a process that imports what
-a trial's worker does and makes its experiment, without Ray; it is also the obvious alternative, one trial by hand.
+Every Python of the cluster notes when it starts, imports torch, opens the first table and makes the first backward
+pass, which is the first step: an audit hook in a ``sitecustomize`` of this benchmark, nothing of the project. Memory
+is what the trial's processes hold of their own, and their share of what they hold together (PSS), at its highest. The
+limit is a process that imports what a trial's worker does and makes its experiment and a step, without Ray; it is
+also the obvious alternative, one trial by hand.
 """
 
 import argparse
+import itertools
+import math
 import os
 import statistics
 import subprocess
@@ -28,8 +32,39 @@ plan = shelf.read(__import__("pathlib").Path(sys.argv[1]))
 point = plan.search_space.table()[0]
 method, recipe = plan.recipe_of(point)
 made = find.method(method).experiment(recipe, plan.prepared_for(point), Where(plan.where, 0, 1, torch.device("cpu")))
-next(iter(made.batches(1)))
+made.task.train()(next(iter(made.batches(1)))).total.backward()
 """
+
+MARKS = """
+import os, sys, time
+
+def marked(what, found=set()):
+    if what not in found:
+        found.add(what)
+        with open(os.path.join(os.environ["BENCH_MARKS"], str(os.getpid())), "a") as file:
+            print(time.monotonic(), what, file=file)
+
+def noted(event, arguments):
+    if event == "import" and arguments[0] == "torch":
+        marked("torch")
+    elif event == "import" and arguments[0] == "orchestrator.fit":
+        from torch import Tensor
+        backward = Tensor.backward
+        Tensor.backward = lambda *given, **named: (marked("step"), backward(*given, **named))[1]
+    elif event == "open" and str(arguments[0]).endswith("manifest.json"):
+        marked("data")
+
+if "BENCH_MARKS" in os.environ:
+    marked("python")
+    sys.addaudithook(noted)
+"""
+
+STAGES = {
+    "python": "Tune, Train's controller, placement group, checkpoint folder",
+    "torch": "the worker's Python and Ray in it",
+    "data": "torch, torchvision, timm and the method",
+    "step": "tables opened, student made, first batch and forward pass",
+}  # what lies before a mark
 
 OF_A_TRIAL = ("Implicit", "Train", "Queue", "Synchronization")  # parts of the titles of its processes
 
@@ -76,11 +111,33 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=4)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-start-") as storage:
-        os.environ["ORCHESTRATOR_STORAGE"] = storage
-        measured(Path(storage), given.trials)
+        marks, site = Path(storage, "marks"), Path(storage, "site")
+        marks.mkdir()
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(MARKS)
+        os.environ |= {
+            "ORCHESTRATOR_STORAGE": storage,
+            "BENCH_MARKS": str(marks),
+            "PYTHONPATH": os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+        measured(Path(storage), given.trials, marks)
 
 
-def measured(storage: Path, trials: int) -> None:
+def first_steps(marks: Path, decided: list[float]) -> list[dict[str, float]]:
+    """Seconds of every stage of every trial, in their order, from the worker that made its first step."""
+    workers = [
+        {mark: float(when) for when, mark in map(str.split, reversed(file.read_text().splitlines()))}
+        for file in marks.iterdir()
+    ]  # Ray starts Python twice in one process: the first time counts
+    found = []
+    for start, after in zip(decided, [*decided[1:], math.inf], strict=True):
+        (worker,) = [one for one in workers if start < one.get("step", -1.0) < after]
+        moments = [start, *(worker[mark] for mark in STAGES)]
+        found.append({mark: b - a for mark, (a, b) in zip(STAGES, itertools.pairwise(moments), strict=True)})
+    return found
+
+
+def measured(storage: Path, trials: int, marks: Path) -> None:
     from rich.console import Console
 
     from orchestrator import on_ray, tracking
@@ -100,12 +157,14 @@ def measured(storage: Path, trials: int) -> None:
         threading.Thread(target=memory, args=(stop, most), daemon=True).start()
         records = runner.sweep(plan, board)
         stop.set()
-    epoch_s = {r.number: r.metrics["perf/epoch_s"] for r in records}
-    first = [board.came[n] - epoch_s[n] - board.decided[n] for n in sorted(board.came)]
-    end = statistics.median(board.over[n] - board.came[n] for n in board.came)
+    assert all(r.status == "completed" for r in records), [r.message for r in records]
+    stages = first_steps(marks, [board.decided[n] for n in sorted(board.decided)])
+    first, end = [sum(one.values()) for one in stages], [board.over[n] - board.came[n] for n in board.came]
     usual = statistics.median(first[1:])
     print(f"to the first step: the first trial {first[0]:.1f} s, then {usual:.1f} s ({min(first[1:]):.1f} to "
-          f"{max(first[1:]):.1f}); from the last epoch to the end {end:.1f} s")  # fmt: skip
+          f"{max(first[1:]):.1f}); from the last epoch to the end {statistics.median(end):.1f} s")  # fmt: skip
+    for mark, what in STAGES.items():
+        print(f"  {statistics.median(one[mark] for one in stages[1:]):.1f} s  {what}")
     shown = ", ".join(f"{name} {value:.0f}" for name, value in sorted(most.items()))
     print(f"memory of one trial: {sum(most.values()):.0f} MiB ({shown})")
     seconds = []
@@ -114,7 +173,7 @@ def measured(storage: Path, trials: int) -> None:
         subprocess.run([sys.executable, "-c", ALONE, plan.folder], check=True)
         seconds.append(time.monotonic() - start)
     alone = statistics.median(seconds)
-    print(f"a process without Ray to its first batch {alone:.1f} s: ours takes {usual / alone:.2f} × it")
+    print(f"a process without Ray to its first step {alone:.1f} s: ours takes {usual / alone:.2f} × it")
 
 
 if __name__ == "__main__":
