@@ -143,7 +143,9 @@ def in_chunks(
     >>> in_chunks(2, lambda x: x * 2, torch.arange(3.0)).tolist()
     [0.0, 2.0, 4.0]
     """
-    rows = max(1, (_AT_ONCE_CPU if by_row[0].device.type == "cpu" else _AT_ONCE_GPU) // max(1, numbers_per_row))
+    # Chunks break a compiled graph, so there they are as large as memory allows: papers' batches are one.
+    in_cache = by_row[0].device.type == "cpu" and not torch.compiler.is_compiling()
+    rows = max(1, (_AT_ONCE_CPU if in_cache else _AT_ONCE_GPU) // max(1, numbers_per_row))
     if len(by_row[0]) <= rows:
         return function(*by_row, *whole)
     apply = _InChunks.apply

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from losses import aml, cckd, csd, fitnet, logit_kd, pkt, raml, rkd, rop, spkd, ugd
+from losses import aml, cckd, csd, d3still, fitnet, logit_kd, pkt, raml, rkd, rop, spkd, ugd
 from losses.similarity import in_chunks, nearest_similarities
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -450,6 +450,22 @@ def test_autocast_around_the_backward_pass_does_not_reach_chunks(monkeypatch):
             return torch.autograd.grad(value, (row_R3, whole_33))
 
     torch.testing.assert_close(gradients(True), gradients(False), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [rkd.angle_term, d3still.differential_term, lambda s, t: rop.rop(s, t, 127)],
+    ids=["angles", "all pairs", "rank order"],
+)
+def test_of_a_papers_batch_chunks_do_not_break_a_compiled_graph(loss):
+    """On a CPU, too, whose chunks are small where nothing is compiled."""
+    student_BD, teacher_BD = (torch.randn(128, 8, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+    asked = [student_BD.clone().requires_grad_() for _ in range(2)]
+    torch.compiler.reset()
+    whole = torch.compile(loss, backend="eager", fullgraph=True)(asked[0], teacher_BD)
+    torch.testing.assert_close(whole, loss(asked[1], teacher_BD))
+    gradients = [torch.autograd.grad(v, x)[0] for v, x in ((whole, asked[0]), (loss(asked[1], teacher_BD), asked[1]))]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize(
