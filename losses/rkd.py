@@ -69,6 +69,7 @@ def angle_term(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 
 def _relative_distances(x_BD: Tensor) -> Tensor:
+    x_BD = x_BD - x_BD.mean(dim=0)  # distances are the same, and no digits go into the squares of what rows share
     square_B = x_BD.square().sum(dim=1)
     distance_BB = (square_B[:, None] + square_B[None, :] - 2 * x_BD @ x_BD.T).clamp_min(1e-12).sqrt()
     distance_BB = distance_BB.masked_fill(torch.eye(len(x_BD), dtype=torch.bool, device=x_BD.device), 0.0)

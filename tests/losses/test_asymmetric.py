@@ -103,6 +103,19 @@ def test_angles_far_from_the_origin_keep_their_digits():
     assert student.grad.isfinite().all() and 0 < student.grad.abs().max() < 1e4
 
 
+def test_distances_far_from_the_origin_keep_their_digits():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (1000 + torch.randn(9, 6, generator=generator) for _ in range(2))
+    found = rkd.distance_term(student.requires_grad_(), teacher)
+    (gradient,) = torch.autograd.grad(found, student)
+    assert found.item() == pytest.approx(
+        naive_rkd_distance(*(x.detach().double().numpy() for x in (student, teacher))), 1e-5
+    )
+    double = student.detach().double().requires_grad_()
+    (exact,) = torch.autograd.grad(rkd.distance_term(double, teacher.double()), double)
+    torch.testing.assert_close(gradient.double(), exact, rtol=1e-4, atol=1e-6)
+
+
 def naive_pkt(s, t):
     n, probability = len(s), []
     for x in (s, t):
