@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 # Numbers of a tensor that a loss works on at once: on a CPU it stays in the cache (five times as fast as 2^26), while a
 # GPU is to be filled; there 2^26 are 256 MiB in float32.
 _AT_ONCE_CPU, _AT_ONCE_GPU = 2**19, 2**26
+_WHOLE_IF_COMPILED = 2**22  # chunks break a compiled graph, so there a batch of a paper, 128 of 128 × 128, is one
 _SORTED_AT_ONCE = 2**22  # numbers whose 64-bit places are alive at once
 
 
@@ -143,13 +144,13 @@ def in_chunks(
     >>> in_chunks(2, lambda x: x * 2, torch.arange(3.0)).tolist()
     [0.0, 2.0, 4.0]
     """
-    # Chunks break a compiled graph, so there they are as large as memory allows: papers' batches are one.
-    in_cache = by_row[0].device.type == "cpu" and not torch.compiler.is_compiling()
-    rows = max(1, (_AT_ONCE_CPU if in_cache else _AT_ONCE_GPU) // max(1, numbers_per_row))
-    if len(by_row[0]) <= rows:
+    at_once = _AT_ONCE_CPU if by_row[0].device.type == "cpu" else _AT_ONCE_GPU
+    rows, compiling = max(1, at_once // max(1, numbers_per_row)), torch.compiler.is_compiling()
+    fits = max(rows, _WHOLE_IF_COMPILED // max(1, numbers_per_row)) if compiling else rows
+    if len(by_row[0]) <= fits:
         return function(*by_row, *whole)
     apply = _InChunks.apply
-    if torch.compiler.is_compiling():  # a graph of a hundred chunks would take minutes to compile
+    if compiling:  # a graph of a hundred chunks would take minutes to compile
         apply = torch.compiler.disable(apply)
     return apply(function, rows, len(by_row), *by_row, *whole)
 

@@ -92,12 +92,21 @@ def check(uri: str) -> None:
 
 
 def check_there(uri: str) -> None:
-    """Raises ValueError where a SQLite database is not there, which a client would make; for what only reads."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        name = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "ORCHESTRATOR_STORAGE"
-        raise ValueError(
-            f"there is no {uri.removeprefix('sqlite:///')}, where runs would be; set {name} to where they are"
-        )
+    """For what only reads: asks a server once, and looks for a SQLite database, which a client would make.
+
+    Raises:
+        ValueError: nobody answers, or there is no such file.
+    """
+    if uri.startswith("http"):
+        _check_server(uri)
+    database = uri.removeprefix("sqlite:///").partition("?")[0]
+    if uri.startswith("sqlite:///") and not Path(database).is_file():
+        raise ValueError(f"there is no {database}, where runs would be; set {_setting()} to where they are")
+
+
+def _setting() -> str:
+    """What says where the store is."""
+    return "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "ORCHESTRATOR_STORAGE"
 
 
 def _check_server(uri: str) -> None:
@@ -118,9 +127,8 @@ def _check_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        name = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "ORCHESTRATOR_STORAGE"
         raise ValueError(
-            f"nothing can be written into {folder}: {error.strerror}; set {name} to another folder"
+            f"nothing can be written into {folder}: {error.strerror}; set {_setting()} to another folder"
         ) from error
 
 

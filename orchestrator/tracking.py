@@ -121,10 +121,12 @@ def read_record(uri: str, run_id: str) -> Record:
     Raises:
         ValueError: there is no such run, or it has no record.
     """
-    found(uri, run_id)
+    run = found(uri, run_id)
     path = artifact(uri, run_id, RECORD)
     if path is None:
-        raise ValueError(f"run {run_id} of {uri} has no {RECORD}, so it is not one of a sweep's trials")
+        raise ValueError(
+            f"run {run_id} has no {RECORD} in {run.info.artifact_uri}: its files are away, or it is no trial of a sweep"
+        )
     stored = json.loads(path.read_text())
     storage = stored["storage"]
     if not store.is_remote(storage):
@@ -190,7 +192,7 @@ def found(uri: str, run_id: str) -> Any:
     """A trial's run of MLflow.
 
     Raises:
-        ValueError: there is none of this id, it is that of a whole sweep or campaign, or there is no such database.
+        ValueError: there is none of this id, it is that of a whole sweep or campaign, or the store is not there.
     """
     check_there(uri)
     try:

@@ -8,10 +8,10 @@ smooth.
 
 A pair is of two people, and pairs that share one are not independent:
 
-    Var(Σ e_p) = Σ over pairs p, q that share a person of e_p e_q = Σ_people S_i² - Σ_{p of two people} e_p²
+    Var(Σ e_p) = Σ over pairs p, q that share a person of e_p e_q = Σ_people S_i² - Σ_{two people} D_ij²
 
-with S_i the sum over the pairs of person i (dyadic clusters: Aronow, Samii and Assenova 2015, without the pairs that
-share both people, whose products are counted twice).
+with S_i the sum over the pairs of person i and D_ij that over the pairs of i and j, whose products would be counted
+twice (dyadic clusters: Aronow, Samii and Assenova 2015).
 """
 
 # Shape legend: P = pairs, I = people.
@@ -94,8 +94,12 @@ def variance(influence_P: np.ndarray, people_P2: np.ndarray) -> tuple[float, int
     people = int(person_P2.max()) + 1
     sum_I = np.bincount(person_P2[:, 0], influence_P, people)
     sum_I += np.bincount(person_P2[of_two_P, 1], influence_P[of_two_P], people)
+    # Pairs of the same two people are among those of either, and count once.
+    lower_P, upper_P = np.sort(person_P2[of_two_P].astype(np.int64), axis=1).T
+    _, dyad_P = np.unique(lower_P * people + upper_P, return_inverse=True)
+    sum_of_dyads = np.bincount(dyad_P, influence_P[of_two_P])
     single = float((influence_P**2).sum())
-    shared = float((sum_I**2).sum() - (influence_P[of_two_P] ** 2).sum())
+    shared = float((sum_I**2).sum() - (sum_of_dyads**2).sum())
     return max(single, shared) * people / max(1, people - 1), people
 
 

@@ -11,14 +11,15 @@ and every resample gives t* = (m* - m) / s*, whose quantiles stand in for Studen
 m* are too narrow. Seeds add a second source of error that no resample of queries shows; their mean has Student's t with
 the degrees of freedom of their variance, and the two are added as Behrens and Fisher do: s t* + s_seed t. Two seeds
 alone have one degree of freedom, whose quantile is 12.7: that is how little two seeds say. What a seed does to single
-queries is counted on both sides of that sum, so intervals over seeds are rather too wide than too narrow.
+queries is counted on both sides of that sum, so intervals over three seeds or more are rather too wide than too narrow.
 
 Where few identities differ at all, as in rank-1 accuracy, no resample knows how others would differ. There a test by
 signs decides as well: were there no difference, S_i could as well be -S_i, so that five identities that all speak for
 one side have a p-value of 2 · 2⁻⁵ whatever they add. The larger p-value counts, and the interval then holds 0.
 
-What could be seen is the sum of two quantiles of that error, as for a normal one, of the side where it is larger: with
-one or two degrees of freedom of seeds it is found in 73 and 77 of 100, not in 80. Where less than half of the
+What could be seen is the sum of two quantiles of that error, as for a normal one, of the side where it is larger. A
+variance of few seeds is more often too small than too large; here it is taken to be as much larger as its median is too
+small, so that half of such numbers are found in more than 80 of 100, and half in fewer. Where less than half of the
 identities differ, a true difference makes more of them differ: the test by signs then says how many more are found.
 
 Rates of pairs, such as those of face verification, are compared by what each pair adds to them
@@ -88,8 +89,8 @@ def of_seeds(first_S: Sequence[float], second_S: Sequence[float], rows_KS: Seque
 
     With three seeds or more on both sides each side has its own variance (Welch 1947): with one for all rows of a
     table, 95 of 100 intervals hold only where rows are alike, and 63 of a row that seeds move five times as far as
-    eleven others. Fewer seeds say too little alone; they are taken to have the variance of all rows, or their own where
-    that is larger.
+    eleven others. Fewer seeds say too little alone; they are taken to have the variance of all rows, or their own, with
+    its degrees of freedom, where that is larger. Of a row of one seed nothing shows that it varies more than others.
 
     Args:
         first_S, second_S: a metric of every seed.
@@ -102,12 +103,19 @@ def of_seeds(first_S: Sequence[float], second_S: Sequence[float], rows_KS: Seque
     Seeds(variance=0.3333333333333333, freedom=2.0)
     """
     sides, (least, freedom) = (first_S, second_S), pooled(rows_KS)
-    alone = own_variances(sides)
-    own = [float(np.var(side, ddof=1)) if len(side) > 1 else 0.0 for side in sides]
-    parts = [(v if alone else max(v, least)) / len(side) for v, side in zip(own, sides, strict=True)]
-    if alone and any(parts):
-        freedom = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
-    return Seeds(sum(parts), freedom) if freedom else None
+    alone, of_all, own = own_variances(sides), 0.0, []
+    for side in sides:
+        variance = float(np.var(side, ddof=1)) if len(side) > 1 else 0.0
+        if alone or variance > least:
+            own.append((variance / len(side), len(side) - 1))
+        else:
+            of_all += least / len(side)
+    whole = of_all + sum(part for part, _ in own)
+    if any(part for part, _ in own):  # Welch and Satterthwaite
+        parts = [*own, (of_all, freedom)] if of_all else own
+        found = whole**2 / sum(part**2 / degrees for part, degrees in parts)
+        freedom = found if alone else min(found, freedom)
+    return Seeds(whole, freedom) if freedom else None
 
 
 def own_variances(rows_KS: Sequence[Sequence[Any]]) -> bool:
@@ -209,14 +217,17 @@ def _difference(
     generator: np.random.Generator, signs: _Signs, comparisons: int,
 ) -> Difference:  # fmt: skip
     """What the distribution of the error and the test by signs say of a difference, with what seeds add to it."""
-    whole = error
+    whole, usual_R = error, pivot_R
     if seeds is not None:
         spread = math.sqrt(seeds.variance)
-        pivot_R = pivot_R + spread * generator.standard_t(seeds.freedom, len(pivot_R))
+        seeds_R = spread * generator.standard_t(seeds.freedom, len(pivot_R))
+        # By which the median of an estimated variance is too small.
+        usual_R = pivot_R + math.sqrt(seeds.freedom / stats.chi2.median(seeds.freedom)) * seeds_R
+        pivot_R = pivot_R + seeds_R
         whole = math.hypot(error, spread)
     low, high = (float(bound) for bound in value - _quantile(pivot_R, [1 - LEVEL / 2, LEVEL / 2]))
     tail = LEVEL / comparisons / 2
-    least, below, above, most = (float(x) for x in _quantile(pivot_R, [tail, 1 - POWER, POWER, 1 - tail]))
+    least, below, above, most = (float(x) for x in _quantile(usual_R, [tail, 1 - POWER, POWER, 1 - tail]))
     detectable = max(most - below, above - least, signs.detectable)
     p = max(_p(pivot_R, value), signs.p)
     if signs.p > LEVEL:
@@ -265,16 +276,20 @@ def _p_by_signs(sum_K: np.ndarray, generator: np.random.Generator) -> float:
     return float(((np.abs(sums) >= least).sum() + added) / (len(sums) + added))
 
 
-def holm(p_K: Sequence[float]) -> list[float]:
+def holm(p_K: Sequence[float], comparisons: int | None = None) -> list[float]:
     """Holm's adjusted p-values: a row is told apart where its own is at most the level (Holm 1979).
+
+    Args:
+        p_K: of every test.
+        comparisons: how many tests these are some of; None = these are all.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    order = sorted(range(len(p_K)), key=lambda row: p_K[row])
+    order, comparisons = sorted(range(len(p_K)), key=lambda row: p_K[row]), comparisons or len(p_K)
     adjusted, largest = [0.0] * len(p_K), 0.0
     for rank, row in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_K) - rank) * p_K[row]))
+        largest = max(largest, min(1.0, (comparisons - rank) * p_K[row]))
         adjusted[row] = largest
     return adjusted
 

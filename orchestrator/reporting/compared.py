@@ -1,8 +1,10 @@
 """Which rows are told apart: runs of one row with all their seeds, their differences, and how sure those are."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from orchestrator.method import Metric, PairScores, Queries
 from orchestrator.progress import label
 from orchestrator.reporting import scores
 from orchestrator.reporting.content import Section, TableOf
+
+_MANY_SEEDS = 6  # a side; of three the smallest difference to be seen is within a factor of 1.7 in 80 of 100 tables
 
 
 @dataclass(frozen=True)
@@ -128,20 +132,21 @@ def row_of(uri: str, run_id: str, alone: bool = False) -> Row:
             if trial.row_of(one.data.tags) == point and one.data.tags.get("orch.status") == "completed"
         ] or runs
     # A sampler may try a point twice: of one seed that is one run, not two.
-    of_seed = {one.data.params.get("train.seed", one.info.run_id): one for one in [*runs, run]}
+    of_seed = {_seeds_of(one): one for one in runs}
     ids, tags = tuple(one.info.run_id for one in of_seed.values()), run.data.tags
     title = label(point) if point else tags.get("orch.method", run_id[:8])
     if tags.get("orch.status", "completed") != "completed":
         raise ValueError(f"run {run_id} is {tags['orch.status']}, so it has no final scores; compare completed runs")
     found = _stored(uri, ids)
-    if found is None:
-        raise ValueError(
-            f"run {run_id} has no scores of single queries or pairs: it has not finished, its metrics are of neither, "
-            f"or it is of a version that stored none: python -m orchestrator.evaluate {run_id} then does"
-        )
     benchmark, part = tags.get("orch.benchmark", ""), run.data.params.get("data.part", "test")
     benchmark += f" ({part})" if part != "test" else ""
     return Row(title, benchmark, tags.get("orch.method", ""), ids, *found, scored_data(tags))
+
+
+def _seeds_of(run: Any) -> tuple[str, ...]:
+    """All seeds of a run, which say which of its row it is; its id where it has none."""
+    params = run.data.params
+    return tuple(params[name] for name in sorted(params) if name.rpartition(".")[2] == "seed") or (run.info.run_id,)
 
 
 def scored_data(tags: Mapping[str, str]) -> dict[str, str]:
@@ -150,14 +155,23 @@ def scored_data(tags: Mapping[str, str]) -> dict[str, str]:
     return {side: tags[name] for side, name in known.items() if name in tags}
 
 
-def _stored(
-    uri: str, run_ids: Sequence[str]
-) -> tuple[tuple[Queries, ...], tuple[Mapping[str, PairScores], ...]] | None:
-    """What runs have stored of single queries or pairs; None where one of them lacks it."""
+def _stored(uri: str, run_ids: Sequence[str]) -> tuple[tuple[Queries, ...], tuple[Mapping[str, PairScores], ...]]:
+    """What runs have stored of single queries or pairs.
+
+    Raises:
+        ValueError: one of them has neither.
+    """
     queries = tuple(tracking.stored_queries(uri, one) for one in run_ids)
     pairs = tuple(tracking.stored_pairs(uri, one) for one in run_ids)
     found = () if None in queries else queries, pairs if all(pairs) else ()
-    return found if any(found) else None
+    if not any(found):
+        lacking = [one for one, q, p in zip(run_ids, queries, pairs, strict=True) if q is None and not p] or run_ids
+        raise ValueError(
+            f"run {lacking[0]} has no scores of single queries or pairs: it has not finished, its metrics are of "
+            f"neither, its files are away, or it is of a version that stored none: "
+            f"python -m orchestrator.evaluate {lacking[0]} then does"
+        )
+    return found
 
 
 def check_same_queries(rows: Sequence[Row]) -> None:
@@ -197,15 +211,23 @@ def _scored(row: Row, first: Row) -> bool:
     )
 
 
-def differences(rows: Sequence[Row], of: int, metric: str) -> list[Difference | None]:
-    """How far every row is above one of them, in whose place is None; p-values are Holm's over all of them."""
+def differences(rows: Sequence[Row], of: int, metric: str, comparisons: int | None = None) -> list[Difference | None]:
+    """How far every row is above one of them, in whose place is None; p-values are Holm's.
+
+    Args:
+        rows: at least two, which have scored the same.
+        of: the number of the row that the others are compared with.
+        metric: that all of them have.
+        comparisons: for which p-values and what could be seen allow; None = these differences.
+    """
     seeds_KS = [row.seeds(metric) for row in rows]
     found: list[Difference | None] = [None] * len(rows)
     others = [number for number in range(len(rows)) if number != of]
     for number in others:
         seeds = uncertainty.of_seeds(seeds_KS[number], seeds_KS[of], seeds_KS)
-        found[number] = _difference(rows[number], rows[of], metric, seeds, len(others))
-    for number, p in zip(others, uncertainty.holm([found[number].p for number in others]), strict=True):
+        found[number] = _difference(rows[number], rows[of], metric, seeds, comparisons or len(others))
+    adjusted = uncertainty.holm([found[number].p for number in others], comparisons)
+    for number, p in zip(others, adjusted, strict=True):
         found[number] = replace(found[number], p=p)
     return found
 
@@ -225,8 +247,10 @@ def said(metric: Metric, found: Difference) -> tuple[str, str]:
     return value, f"{low} … {high}"
 
 
-def notes(rows: Sequence[Row], metric: str, found: Sequence[Difference | None]) -> list[str]:
-    """What the numbers of :func:`differences` mean, and what they do not."""
+def notes(
+    rows: Sequence[Row], metric: str, found: Sequence[Difference | None], from_the_best: bool = False
+) -> list[str]:
+    """What the numbers of :func:`differences` or :func:`from_best` mean, and what they do not."""
     identities = next(one.identities for one in found if one is not None)
     how = f"{uncertainty.RESAMPLES:,} resamples of {identities:,} identities with all of their queries"
     if not rows[0].is_mean(metric):
@@ -236,7 +260,8 @@ def notes(rows: Sequence[Row], metric: str, found: Sequence[Difference | None]) 
         f"“Could be seen”: the smallest true difference that {uncertainty.POWER:.0%} of such comparisons would find."
     ]
     if len(rows) > 2:
-        said.append("p and “could be seen” allow for the other rows; an interval is of its row alone.")
+        others = "all pairs of rows, as the best was chosen by these numbers" if from_the_best else "the other rows"
+        said.append(f"p and “could be seen” allow for {others}; an interval is of its row alone.")
     seeds = [row.run_ids for row in rows]
     if max(map(len, seeds)) < 2:
         said.append("One seed each: the intervals say nothing about other seeds.")
@@ -244,8 +269,11 @@ def notes(rows: Sequence[Row], metric: str, found: Sequence[Difference | None]) 
         said.append("Every row has the variance of its own seeds.")
     else:
         said.append(
-            "Rows of one or two seeds are taken to vary as all of these do, or as their own seeds if those vary more."
+            "Rows of one or two seeds are taken to vary as all of these do, or as their own seeds if those vary more; "
+            "of a row of one seed nothing shows whether it does."
         )
+    if 2 <= max(map(len, seeds)) < _MANY_SEEDS:
+        said.append("Of few seeds “could be seen” is itself known to about a factor of two.")
     return said
 
 
@@ -257,9 +285,13 @@ def unbounded(found: Sequence[Difference | None]) -> list[str]:
 
 
 def from_best(rows: Sequence[Row], metric: str) -> tuple[int, list[Difference | None]]:
-    """The number of the best row, and what every other one is above it, so below 0."""
+    """The number of the best row, and what every other one is above it, so below 0.
+
+    The best one is chosen by the same numbers: of twelve equal rows of one seed one would differ from it in 16 of 100
+    tables, not in 5. So p-values and what could be seen allow for all pairs of rows, of which these are some.
+    """
     best = int(np.argmax([row.mean(metric) for row in rows]))
-    return best, differences(rows, best, metric)
+    return best, differences(rows, best, metric, math.comb(len(rows), 2))
 
 
 def sections(plan: Plan, done: Sequence[TrialRecord]) -> list[Section]:
@@ -282,22 +314,18 @@ def _table(plan: Plan, done: Sequence[TrialRecord]) -> tuple[str, list[TableOf]]
         ids = tuple(r.run_id for r in done if r.point["cell"] == cell)
         if not ids:
             continue
-        stored = _stored(plan.tracking_uri, ids)
-        if stored is None:
-            raise ValueError(
-                f"a run of {cell} has stored no scores of single queries or pairs; "
-                f"python -m orchestrator.evaluate RUN does"
-            )
-        rows.append(Row(cell, plan.benchmark, plan.search_space.method, ids, *stored))
+        rows.append(Row(cell, plan.benchmark, plan.search_space.method, ids, *_stored(plan.tracking_uri, ids)))
         if not rows[-1].has(metric.name):
             raise ValueError(f"{metric.title} is no mean over the queries or pairs that {cell} has stored")
     check_same_queries(rows)
     if plan.confirms:
+        if rows[0].title != (chosen := next(iter(plan.search_space.cells))):
+            raise ValueError(f"the chosen row, {chosen}, has no completed run yet")
         best, found, called = 0, differences(rows, 0, metric.name), "the chosen one"
         caption = ""
     else:
         best, found = from_best(rows, metric.name)
-        called, caption = "the best", "The best row is the best of these numbers, so a little is luck."
+        called, caption = "the best", "The best row is the best of these numbers, so some of its lead is luck."
     body = [
         [row.title, scores.written(metric, row.mean(metric.name)), *(
             [called, "", "", "", ""] if one is None else
@@ -308,5 +336,5 @@ def _table(plan: Plan, done: Sequence[TrialRecord]) -> tuple[str, list[TableOf]]
     ]  # fmt: skip
     head = ["row", metric.title, f"minus {rows[best].title}", "95 %", "p, Holm", "", "could be seen"]
     table = TableOf(head, body, {1, 2, 3, 4, 6}, caption, best)
-    text = " ".join([*notes(rows, metric.name, found), *unbounded(found)])
+    text = " ".join([*notes(rows, metric.name, found, not plan.confirms), *unbounded(found)])
     return text, [table]

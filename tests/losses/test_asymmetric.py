@@ -481,6 +481,25 @@ def test_of_a_papers_batch_chunks_do_not_break_a_compiled_graph(loss):
     torch.testing.assert_close(*gradients)
 
 
+def test_a_larger_batch_is_compiled_around_the_chunks_of_a_cpu(monkeypatch):
+    """As small ones as where nothing is compiled: what a GPU has at once would take gigabytes."""
+    monkeypatch.setattr("losses.similarity._AT_ONCE_CPU", 20)
+    monkeypatch.setattr("losses.similarity._WHOLE_IF_COMPILED", 60)
+    rows = []
+
+    def function(row_R3):
+        rows.append(len(row_R3))
+        return row_R3.sum(dim=1)
+
+    torch.compiler.reset()
+    compiled = torch.compile(lambda row_R3: in_chunks(10, function, row_R3), backend="eager")
+    for count, expected in ((6, [6]), (7, [2, 2, 2, 1])):
+        rows.clear()
+        row_R3 = torch.randn(count, 3)
+        torch.testing.assert_close(compiled(row_R3), row_R3.sum(dim=1))
+        assert rows[-len(expected) :] == expected
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

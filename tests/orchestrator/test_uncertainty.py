@@ -126,6 +126,32 @@ def test_95_of_100_intervals_over_seeds_hold_however_rows_vary(spreads, pair):
     assert 0.935 <= held / 1000 <= 0.975
 
 
+@pytest.mark.parametrize(("spreads", "least"), [((1,) * 11 + (5,), 0.9), ((1,) * 12, 0.935)])
+def test_two_seeds_of_a_restless_row_are_not_believed_to_be_twelve(spreads, least):
+    held = 0
+    for number in range(1000):
+        rows_KS = np.random.default_rng(number).normal(0, 1, (12, 2)) * np.array(spreads)[:, None]
+        seeds = of_seeds(rows_KS[0], rows_KS[-1], rows_KS)
+        held += abs(rows_KS[0].mean() - rows_KS[-1].mean()) <= stats.t.ppf(0.975, seeds.freedom) * seeds.variance**0.5
+    assert held / 1000 >= least
+
+
+@pytest.mark.parametrize(("spreads", "comparisons"), [((1.0, 1.0), 2), ((0.3, 1.0), 1)])
+def test_what_three_seeds_could_show_is_seen_in_80_of_100(spreads, comparisons):
+    """Where seeds move more than queries do: at the median of what tables say."""
+
+    def found(number, apart):
+        rng = np.random.default_rng(number)
+        seeds_2S = rng.normal(0, 1, (2, 3)) * np.array(spreads)[:, None]
+        value_I = rng.normal(0, 0.5, 60) + apart + seeds_2S[0].mean() - seeds_2S[1].mean()
+        own = of_seeds(*seeds_2S, seeds_2S)
+        return difference(value_I, np.zeros(60), np.arange(60), own, 999, number, comparisons)
+
+    usual = np.median([found(number, 0.0).detectable for number in range(400)])
+    seen = [found(number, usual).p * comparisons <= 0.05 for number in range(10_000, 10_400)]
+    assert 0.75 <= np.mean(seen) <= 0.86
+
+
 def _against_zero(rng, apart):
     value_Q, identity_Q = people(rng, 60, apart)
     return value_Q, np.zeros_like(value_Q), identity_Q
@@ -171,8 +197,11 @@ def test_seeds():
     assert pooled(rows) == (pytest.approx((8 + 0.5) / 3), 3)
     assert of_seeds([1.0], [2.0], [[1.0], [2.0]]) is None
     assert of_seeds(rows[0], rows[1], rows) == Seeds(pytest.approx(4 / 3 + 8.5 / 3 / 2), 3), (
-        "the larger of own and pooled"
+        "the larger of own and pooled, with no more degrees of freedom than all have"
     )
+    restless = of_seeds([0.0, 0.1], [0.0, 9.0], [[0.0, 0.1], [0.0, 9.0], [0.0, 0.2, 0.1], [0.5, 0.4, 0.6]])
+    of_all, own = (0.005 + 40.5 + 0.02 + 0.02) / 6 / 2, 40.5 / 2
+    assert restless == Seeds(pytest.approx(of_all + own), pytest.approx((of_all + own) ** 2 / (of_all**2 / 6 + own**2)))
     assert of_seeds([1.0], [0.0, 1.0], [*rows, [1.0]]) == Seeds(pytest.approx(8.5 / 3 * 1.5), 3)
     welch = stats.ttest_ind([1.0, 3.0, 5.0], [0.0, 1.0, 1.5, 9.0], equal_var=False)
     found = of_seeds([1.0, 3.0, 5.0], [0.0, 1.0, 1.5, 9.0], rows)
@@ -193,6 +222,7 @@ def test_holm_by_hand():
     assert holm([0.01, 0.02, 0.03, 0.005]) == pytest.approx([0.03, 0.04, 0.04, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([0.02, 0.02]) == [0.04, 0.04]
+    assert holm([0.01, 0.02], comparisons=6) == pytest.approx([0.06, 0.1])
 
 
 @pytest.mark.parametrize(("better", "worse"), [(2, 0), (3, 0), (5, 0), (6, 0), (9, 1), (12, 3)])
