@@ -10,11 +10,9 @@ there is no core to spare: that is in whole epochs, compared with those without 
 """
 
 import argparse
-import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -49,19 +47,22 @@ def experiment(epochs: int) -> Experiment:
     )
 
 
-def trained(epochs: int, keep: Callable[[dict], None] | None) -> tuple[float, list[float]]:
-    """Seconds of the whole, and what every checkpoint held an epoch up."""
+def trained(epochs: int, how: str, file: Path) -> tuple[float, list[float]]:
+    """Seconds of the whole, until the last checkpoint is written, and what every one held an epoch up."""
     waited: list[float] = []
+    begun = time.perf_counter()
+    with checkpoint.Behind() as behind:
 
-    def on_epoch(epoch, metrics, state):
-        start = time.perf_counter()
-        if keep is not None:
-            keep(state())
-        waited.append(time.perf_counter() - start)
+        def on_epoch(epoch, metrics, state):
+            start = time.perf_counter()
+            if how == "before":
+                checkpoint.save(file, state())
+            elif how == "behind":
+                behind(partial(checkpoint.save, file, state()))
+            waited.append(time.perf_counter() - start)
 
-    start = time.perf_counter()
-    fit(experiment(epochs), torch.device("cpu"), None, on_epoch)
-    return time.perf_counter() - start, waited
+        fit(experiment(epochs), torch.device("cpu"), None, on_epoch)
+    return time.perf_counter() - begun, waited
 
 
 def main() -> None:
@@ -75,12 +76,7 @@ def main() -> None:
         file = Path(folder) / "state.pt"
         for number in range(given.rounds):
             for how in [*found, *found][number % 3 :][:3]:
-                with contextlib.ExitStack() as stack:
-                    keep = None if how == "none" else partial(checkpoint.save, file)
-                    if how == "behind":
-                        behind, save = stack.enter_context(checkpoint.Behind()), keep
-                        keep = lambda state, behind=behind, save=save: behind(partial(save, state))  # noqa: E731
-                    found[how].append(trained(given.epochs, keep))
+                found[how].append(trained(given.epochs, how, file))
         size = file.stat().st_size
     alone = statistics.median(seconds for seconds, _ in found["none"]) / given.epochs
     print(f"an epoch of {BATCH * STEPS} images {alone:.2f} s, a checkpoint of {size / 2**20:.1f} MiB after each, "

@@ -32,6 +32,7 @@ plan = shelf.read(__import__("pathlib").Path(sys.argv[1]))
 point = plan.search_space.table()[0]
 method, recipe = plan.recipe_of(point)
 made = find.method(method).experiment(recipe, plan.prepared_for(point), Where(plan.where, 0, 1, torch.device("cpu")))
+torch.set_num_threads(1)
 made.task.train()(next(iter(made.batches(1)))).total.backward()
 """
 
@@ -110,6 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=4)
     given = parser.parse_args()
+    if given.trials < 2:
+        parser.error(f"--trials {given.trials}: the first one also starts Ray's processes; ask for 2 or more")
     with tempfile.TemporaryDirectory(prefix="bench-start-") as storage:
         marks, site = Path(storage, "marks"), Path(storage, "site")
         marks.mkdir()
@@ -167,13 +170,18 @@ def measured(storage: Path, trials: int, marks: Path) -> None:
         print(f"  {statistics.median(one[mark] for one in stages[1:]):.1f} s  {what}")
     shown = ", ".join(f"{name} {value:.0f}" for name, value in sorted(most.items()))
     print(f"memory of one trial: {sum(most.values()):.0f} MiB ({shown})")
-    seconds = []
-    for _ in range(3):
-        start = time.monotonic()
-        subprocess.run([sys.executable, "-c", ALONE, plan.folder], check=True)
-        seconds.append(time.monotonic() - start)
-    alone = statistics.median(seconds)
+    alone = statistics.median(by_hand(marks, plan.folder) for _ in range(3))
     print(f"a process without Ray to its first step {alone:.1f} s: ours takes {usual / alone:.2f} × it")
+
+
+def by_hand(marks: Path, folder: str) -> float:
+    """Seconds to the first step of a process of its own, with as many threads as a trial has."""
+    start = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-c", ALONE, folder])
+    if process.wait() != 0:
+        raise RuntimeError(f"the process without Ray ended with {process.returncode}")
+    lines = (marks / str(process.pid)).read_text().splitlines()
+    return next(float(when) for when, mark in map(str.split, lines) if mark == "step") - start
 
 
 if __name__ == "__main__":
