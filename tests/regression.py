@@ -121,7 +121,7 @@ def _kept(numbers: Numbers, others: list[Numbers]) -> dict[str, dict[str, list[f
             counts = not name.startswith(TRAINED) and name.partition(",")[0].rpartition("/")[2] not in MEANS
             least = LEAST_SCORE if counts else 0.0
             tolerance = max(TIMES * drift[trial, name], TIMES_OTHERS * of_all, LEAST * abs(value), least)
-            if tolerance <= MOST * abs(value):
+            if value != 0.0 and tolerance <= MOST * abs(value):  # of 0 no share can be taken
                 kept[trial][name] = [value, tolerance]
     return kept
 
