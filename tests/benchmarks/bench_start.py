@@ -25,7 +25,7 @@ from pathlib import Path
 ALONE = """
 import sys
 import torch
-from orchestrator import find
+from orchestrator import find, fit
 from orchestrator.launch import shelf
 from orchestrator.method import Where
 plan = shelf.read(__import__("pathlib").Path(sys.argv[1]))
