@@ -124,9 +124,7 @@ def read_record(uri: str, run_id: str) -> Record:
     run = found(uri, run_id)
     path = artifact(uri, run_id, RECORD)
     if path is None:
-        raise ValueError(
-            f"run {run_id} has no {RECORD} in {run.info.artifact_uri}: its files are away, or it is no trial of a sweep"
-        )
+        raise ValueError(f"run {run_id} has no {RECORD} in {run.info.artifact_uri}: no trial, or its files are away")
     stored = json.loads(path.read_text())
     storage = stored["storage"]
     if not store.is_remote(storage):
@@ -201,10 +199,7 @@ def found(uri: str, run_id: str) -> Any:
         raise ValueError(f"{uri} has no run {run_id!r}; the run id is in the table of the sweep") from error
     kind = run.data.tags.get("orch.kind", "trial")
     if kind != "trial":
-        whole = "sweep" if kind == "summary" else kind
-        raise ValueError(
-            f"run {run_id} is that of a whole {whole}; name one of its trials, from the table in its report"
-        )
+        raise ValueError(f"run {run_id} is of a whole sweep or campaign ({kind}); name one of its trials")
     return run
 
 

@@ -84,6 +84,15 @@ def row_of(tags: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in point.items() if name.rpartition(".")[2] != "seed"}
 
 
+def seeds_of(params: Mapping[str, str]) -> tuple[str, ...]:
+    """All seeds of a run, from its parameters.
+
+    >>> seeds_of({"train.seed": "1", "teacher.train.seed": "0", "train.rate": "0.1"})
+    ('0', '1')
+    """
+    return tuple(params[name] for name in sorted(params) if name.rpartition(".")[2] == "seed")
+
+
 def recipe_of(record: Any) -> Any:
     """The recipe of a stored record, whatever version has written it."""
     template = find.recipe(record.method, record.benchmark)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -132,7 +131,7 @@ def row_of(uri: str, run_id: str, alone: bool = False) -> Row:
             if trial.row_of(one.data.tags) == point and one.data.tags.get("orch.status") == "completed"
         ] or runs
     # A sampler may try a point twice: of one seed that is one run, not two.
-    of_seed = {_seeds_of(one): one for one in runs}
+    of_seed = {trial.seeds_of(one.data.params) or one.info.run_id: one for one in runs}
     ids, tags = tuple(one.info.run_id for one in of_seed.values()), run.data.tags
     title = label(point) if point else tags.get("orch.method", run_id[:8])
     if tags.get("orch.status", "completed") != "completed":
@@ -141,12 +140,6 @@ def row_of(uri: str, run_id: str, alone: bool = False) -> Row:
     benchmark, part = tags.get("orch.benchmark", ""), run.data.params.get("data.part", "test")
     benchmark += f" ({part})" if part != "test" else ""
     return Row(title, benchmark, tags.get("orch.method", ""), ids, *found, scored_data(tags))
-
-
-def _seeds_of(run: Any) -> tuple[str, ...]:
-    """All seeds of a run, which say which of its row it is; its id where it has none."""
-    params = run.data.params
-    return tuple(params[name] for name in sorted(params) if name.rpartition(".")[2] == "seed") or (run.info.run_id,)
 
 
 def scored_data(tags: Mapping[str, str]) -> dict[str, str]:

@@ -197,8 +197,10 @@ def test_what_cannot_be_compared_is_one_line(table):
         assert "a comparison needs two or more" in error(compare.main, records[0].run_id)
         assert "has no run 'nobody'" in error(compare.main, records[0].run_id, "nobody")
         whole = summary.summarise(plan, records)
-        assert "is that of a whole sweep; name one of its trials" in error(compare.main, records[0].run_id, whole)
-        assert "is that of a whole sweep; name one of its trials" in error(evaluate.main, whole)
+        assert "is of a whole sweep or campaign (summary); name one of its trials" in error(
+            compare.main, records[0].run_id, whole
+        )
+        assert "is of a whole sweep or campaign (summary); name one of its trials" in error(evaluate.main, whole)
         assert "is named twice" in error(compare.main, records[0].run_id, records[0].run_id)
         ids = records[0].run_id, records[1].run_id
         line = error(compare.main, *ids, "--metric", "val/mop")
