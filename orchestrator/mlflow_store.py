@@ -80,8 +80,8 @@ def check(uri: str) -> None:
         )
     if uri.startswith("http"):
         _check_server(uri)
-    if uri.startswith("sqlite:///"):
-        _check_folder(Path(uri.removeprefix("sqlite:///")).parent)
+    if (database := _database(uri)) is not None:
+        _check_folder(database.parent)
     try:
         mlflow().MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:  # whatever a store raises, the address matters
@@ -99,9 +99,13 @@ def check_there(uri: str) -> None:
     """
     if uri.startswith("http"):
         _check_server(uri)
-    database = uri.removeprefix("sqlite:///").partition("?")[0]
-    if uri.startswith("sqlite:///") and not Path(database).is_file():
+    if (database := _database(uri)) is not None and not database.is_file():
         raise ValueError(f"there is no {database}, where runs would be; set {_setting()} to where they are")
+
+
+def _database(uri: str) -> Path | None:
+    """The file of a SQLite database; None of any other store."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 
 def _setting() -> str:
@@ -134,8 +138,7 @@ def _check_folder(folder: Path) -> None:
 
 def client(uri: str) -> Any:
     """A client whose SQLite database exists: first use by several processes at once would destroy it."""
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///"))
+    if (database := _database(uri)) is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(database):
             found = mlflow().MlflowClient(uri)
