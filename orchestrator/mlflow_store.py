@@ -80,8 +80,8 @@ def check(uri: str) -> None:
         )
     if uri.startswith("http"):
         _check_server(uri)
-    if (database := _database(uri)) is not None:
-        _check_folder(database.parent)
+    if (file := database(uri)) is not None:
+        _check_folder(file.parent)
     try:
         mlflow().MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:  # whatever a store raises, the address matters
@@ -99,11 +99,11 @@ def check_there(uri: str) -> None:
     """
     if uri.startswith("http"):
         _check_server(uri)
-    if (database := _database(uri)) is not None and not database.is_file():
-        raise ValueError(f"there is no {database}, where runs would be; set {_setting()} to where they are")
+    if (file := database(uri)) is not None and not file.is_file():
+        raise ValueError(f"there is no {file}, where runs would be; set {_setting()} to where they are")
 
 
-def _database(uri: str) -> Path | None:
+def database(uri: str) -> Path | None:
     """The file of a SQLite database; None of any other store."""
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
@@ -138,18 +138,18 @@ def _check_folder(folder: Path) -> None:
 
 def client(uri: str) -> Any:
     """A client whose SQLite database exists: first use by several processes at once would destroy it."""
-    if (database := _database(uri)) is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(database):
+    if (file := database(uri)) is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(file):
             found = mlflow().MlflowClient(uri)
             patiently(f"the MLflow store {uri}", found.search_experiments, max_results=1, away=_away)
-            return _Patient(found, f"the MLflow store {uri}")
-    return _Patient(mlflow().MlflowClient(uri), f"the MLflow server {uri}")
+            return Patient(found, f"the MLflow store {uri}")
+    return Patient(mlflow().MlflowClient(uri), f"the MLflow server {uri}")
 
 
 @dataclass(frozen=True)
-class _Patient:
-    """A client whose calls wait for a store that is away.
+class Patient:
+    """A client, or a folder of files, whose calls wait for a store that is away.
 
     What makes something is called once: whether it went through is asked before it is tried again.
     """

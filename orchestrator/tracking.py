@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator import checkpoint, mirror, store
+from orchestrator import artifacts, checkpoint, mirror, store
 from orchestrator.method import PairScores, Queries
 from orchestrator.mlflow_store import check as check
 from orchestrator.mlflow_store import check_there as check_there
@@ -122,13 +122,14 @@ def read_record(uri: str, run_id: str) -> Record:
         ValueError: there is no such run, or it has no record.
     """
     run = found(uri, run_id)
-    path = artifact(uri, run_id, RECORD)
-    if path is None:
-        raise ValueError(f"run {run_id} has no {RECORD} in {run.info.artifact_uri}: no trial, or its files are away")
-    stored = json.loads(path.read_text())
+    with artifacts.reading(uri, run_id, RECORD) as path:
+        if path is None:
+            place = run.info.artifact_uri
+            raise ValueError(f"run {run_id} has no {RECORD} in {place}: no trial, or its files are away")
+        stored = json.loads(path.read_text())
     storage = stored["storage"]
     if not store.is_remote(storage):
-        storage = _own_storage(uri) or storage  # one that was moved is where its database is
+        storage = artifacts.own_storage(uri) or storage  # one that was moved is where its database is
     place = dataclasses.replace(mirror.place(address=storage), data_root=stored["data_root"])
     prepared = stored.get("prepared", {})
     return Record(run_id, stored["method"], stored["benchmark"], stored["recipe"], place, stored["facts"], prepared)
@@ -227,11 +228,7 @@ def log_student(uri: str, run_id: str, student: Any, facts: Mapping[str, Any]) -
     """The student as ``student/student.safetensors`` + ``student/student.json``, and what is stored beside it."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save_model(folder, student, facts)
-        moved = _moved_artifacts(uri, run_id)
-        if moved is not None:
-            moved.log_artifacts(folder, "student")
-        else:
-            client(uri).log_artifacts(run_id, folder, "student")
+        artifacts.put_all(uri, run_id, folder, "student")
 
 
 def log_queries(uri: str, run_id: str, queries: Queries) -> None:
@@ -243,11 +240,11 @@ def log_queries(uri: str, run_id: str, queries: Queries) -> None:
 
 def stored_queries(uri: str, run_id: str) -> Queries | None:
     """What :func:`log_queries` has stored; None where there is nothing."""
-    path = artifact(uri, run_id, QUERIES)
-    if path is None:
-        return None
-    with np.load(path, allow_pickle=False) as stored:
-        return Queries(stored["identity"], {name: stored[name] for name in stored.files if name != "identity"})
+    with artifacts.reading(uri, run_id, QUERIES) as path:
+        if path is None:
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            return Queries(stored["identity"], {name: stored[name] for name in stored.files if name != "identity"})
 
 
 def log_pairs(uri: str, run_id: str, pairs: Mapping[str, PairScores]) -> None:
@@ -262,25 +259,25 @@ def log_pairs(uri: str, run_id: str, pairs: Mapping[str, PairScores]) -> None:
 
 def stored_pairs(uri: str, run_id: str) -> dict[str, PairScores]:
     """What :func:`log_pairs` has stored; empty where there is nothing."""
-    path = artifact(uri, run_id, PAIRS)
-    if path is None:
-        return {}
     found: dict[str, dict[str, Any]] = {}
-    with np.load(path, allow_pickle=False) as stored:
-        for key in stored.files:
-            name, _, field = key.rpartition("/")
-            value = stored[key]
-            found.setdefault(name, {})[field] = value if value.ndim else value.item()
+    with artifacts.reading(uri, run_id, PAIRS) as path:
+        if path is None:
+            return {}
+        with np.load(path, allow_pickle=False) as stored:
+            for key in stored.files:
+                name, _, field = key.rpartition("/")
+                value = stored[key]
+                found.setdefault(name, {})[field] = value if value.ndim else value.item()
     return {name: PairScores(**fields) for name, fields in found.items()}
 
 
 def student_file(uri: str, run_id: str) -> Path:
-    """A local path of the run's student weights, with its JSON beside it.
+    """A local path of the run's student weights, with its JSON beside it; there until this process ends.
 
     Raises:
         ValueError: the run has no student (it failed, was stopped early, or is not finished).
     """
-    folder = artifact(uri, run_id, "student")
+    folder = artifacts.kept(uri, run_id, "student")
     if folder is None:
         raise ValueError(f"run {run_id} has no student; only finished trials have one")
     return folder / "student.safetensors"
@@ -294,9 +291,13 @@ def log_figure(uri: str, run_id: str, figure: Any, name: str) -> None:
 
 def pictures(uri: str, run_id: str) -> list[str]:
     """Names of the pictures among a run's artifacts."""
-    moved = _moved_artifacts(uri, run_id)
-    files = moved.list_artifacts() if moved is not None else client(uri).list_artifacts(run_id)
-    return sorted(file.path for file in files if file.path.endswith(".png"))
+    return [name for name in artifacts.names(uri, run_id) if name.endswith(".png")]
+
+
+def file(uri: str, run_id: str, name: str) -> bytes | None:
+    """What is in a file of a run; None where there is none."""
+    with artifacts.reading(uri, run_id, name) as path:
+        return path.read_bytes() if path is not None else None
 
 
 def log_json(uri: str, run_id: str, value: Any, name: str) -> None:
@@ -306,11 +307,7 @@ def log_json(uri: str, run_id: str, value: Any, name: str) -> None:
 
 
 def log_file(uri: str, run_id: str, path: str | Path, folder: str | None = None) -> None:
-    moved = _moved_artifacts(uri, run_id)
-    if moved is not None:
-        moved.log_artifact(str(path), folder)
-    else:
-        client(uri).log_artifact(run_id, str(path), folder)
+    artifacts.put(uri, run_id, path, folder)
 
 
 def finish(uri: str, run_id: str, status: str, message: str = "") -> None:
@@ -353,42 +350,6 @@ def metrics_at(uri: str, run_id: str, step: int) -> dict[str, float]:
     keys = client(uri).get_run(run_id).data.metrics
     found = {key: dict(curve(uri, run_id, key)) for key in keys if "/" in key}
     return {key: values[step] for key, values in found.items() if step in values}
-
-
-def artifact(uri: str, run_id: str, name: str) -> Path | None:
-    """A local path of an artifact, or None."""
-    try:
-        moved = _moved_artifacts(uri, run_id)
-        if moved is not None:
-            return Path(moved.download_artifacts(name))
-        return Path(client(uri).download_artifacts(run_id, name))
-    except (mlflow().MlflowException, OSError):
-        return None
-
-
-def _own_storage(uri: str) -> str:
-    """The storage folder whose own database this is; empty where MLflow is somewhere else."""
-    database = Path(uri.removeprefix("sqlite:///"))
-    return str(database.parent) if uri.startswith("sqlite:///") and database.name == "mlflow.db" else ""
-
-
-def _moved_artifacts(uri: str, run_id: str) -> Any:
-    """Artifacts of a run whose storage folder was moved: MLflow's database holds where they once were.
-
-    None where they are where the database says, or not in a storage folder at all.
-    """
-    storage = _own_storage(uri)
-    if not storage:
-        return None
-    recorded = client(uri).get_run(run_id).info.artifact_uri.removeprefix("file://")
-    if recorded.startswith(f"{storage}/") or "/artifacts/" not in recorded:
-        return None
-    then = Path(recorded).parents[3]
-    here = Path(storage, Path(recorded).relative_to(then))
-    if not here.is_dir() and then.is_dir() and not (then / "mlflow.db").exists():
-        return None  # nothing was moved: somebody keeps the database beside another storage
-    # Also of runs that began after the move: MLflow's experiments never change their location.
-    return mlflow().LocalArtifactRepository(str(here))
 
 
 def _dataset(name: str, digest: str, context: str, where: str) -> Any:

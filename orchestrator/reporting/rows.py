@@ -30,10 +30,10 @@ def _side_by_side(plan: Plan, runs: Runs) -> Section:
     """The picture that the space compares, of the first run of every row."""
     name, pictures = plan.search_space.compare, []
     for place, (row, of_row) in enumerate(runs.items()):
-        file = tracking.artifact(plan.tracking_uri, of_row[0].run_id, f"{name}.png") if of_row else None
-        if file is not None:
+        drawing = tracking.file(plan.tracking_uri, of_row[0].run_id, f"{name}.png") if of_row else None
+        if drawing is not None:
             pictures.append(Picture(f"{name}_{place}.png", f"{name} of {row}, seed {of_row[0].point['seed']}",
-                                    file.read_bytes()))  # fmt: skip
+                                    drawing))  # fmt: skip
     return Section(f"{name.replace('_', ' ').capitalize()} of every row", pictures=pictures)
 
 

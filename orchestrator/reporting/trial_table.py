@@ -76,9 +76,9 @@ def best_trial(plan: Plan, done: list[TrialRecord]) -> Section:
     figure = figures.training(f"trial {best.number}", terms, evaluated)
     pictures = [drawn("training.png", "training curves of the best trial", figure)]
     for name in tracking.pictures(uri, best.run_id):
-        file = tracking.artifact(uri, best.run_id, name)
-        if file is not None:
-            pictures.append(Picture(name, f"{Path(name).stem} of the best trial", file.read_bytes()))
+        drawing = tracking.file(uri, best.run_id, name)
+        if drawing is not None:
+            pictures.append(Picture(name, f"{Path(name).stem} of the best trial", drawing))
     return Section(f"Best trial: {label(best.point, '.4g')}", pictures=pictures)
 
 

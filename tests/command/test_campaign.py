@@ -147,7 +147,7 @@ def test_its_mlflow_run_nests_the_summaries(ran):
     assert parent.data.metrics["campaign/done"] == 4 and parent.data.metrics["campaign/running"] == 0
     assert sorted(runs) == ["summary of d3still_alpha-folder-1", "summary of rows-folder-1"]
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
-    assert tracking.artifact(own.tracking_uri, parent.info.run_id, "report.html")
+    assert tracking.file(own.tracking_uri, parent.info.run_id, "report.html")
 
 
 def test_a_sweep_of_a_campaign_is_a_sweep(ran):

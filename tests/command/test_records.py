@@ -124,7 +124,7 @@ def test_a_report_is_one_file_and_has_one_summary_run(swept, best, tmp_path):
     assert summary.info.run_id in shown and summary.info.status == "FINISHED"
     assert summary.data.metrics["summary/map"] == best.value and "teacher/map" in summary.data.metrics
     assert summary.data.tags["orch.best_run"] == best.run_id
-    assert tracking.artifact(plan.tracking_uri, summary.info.run_id, "report.html").read_text() == html
+    assert tracking.file(plan.tracking_uri, summary.info.run_id, "report.html").decode() == html
     call(report.main, "d3still_alpha", "--on", "folder", "--to", tmp_path)  # again: the same summary run
     assert len(tracking.runs_of(plan.tracking_uri, plan.tag, "summary")) == 1
 

@@ -12,7 +12,7 @@ import pytest
 from command.conftest import SPACES
 from command.typed import call, error, replaced, storage_at
 
-from orchestrator import evaluate, export, find, leases, report, store, sweep, tracking
+from orchestrator import artifacts, evaluate, export, find, leases, report, store, sweep
 from orchestrator.datasets import demo
 from orchestrator.launch import shelf, study
 
@@ -43,7 +43,7 @@ def test_a_storage_that_was_moved_is_used_where_it_is(storage, swept, best, root
             assert [r.status for r in found] == ["completed"] * 3
             assert found[best.number].run_id == best.run_id
             assert "(logged" in call(evaluate.main, found[2].run_id).output
-            picture = tracking.artifact(plan.tracking_uri, found[2].run_id, "retrieval.png")
+            picture = artifacts.kept(plan.tracking_uri, found[2].run_id, "retrieval.png")
             assert picture.is_relative_to(there)
         assert not storage.exists()
     finally:

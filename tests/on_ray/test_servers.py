@@ -131,13 +131,16 @@ def test_a_campaign_runs_on_servers_alone(ran, folder, environment):
 def test_its_runs_are_evaluated_and_exported_from_a_folder_that_shares_nothing(ran, folder, environment):
     found = run(environment, folder / "elsewhere", "-c", "from orchestrator.launch import shelf, study; "
                 "print(*[r.run_id for r in study.records(shelf.latest('d3still_alpha'))])")  # fmt: skip
-    run_id = found.split()[0]
+    run_id, other = found.split()[:2]
     nothing = {k: v for k, v in environment.items() if k not in ("ORCHESTRATOR_STORAGE", "OPTUNA_STORAGE")}
     said = run(nothing, folder / "stranger", "-m", "orchestrator.evaluate", run_id)
     values = re.findall(r"(val/\w+) +(\d\.\d+) +\(logged (\d\.\d+)\)", said)
     assert len(values) >= 3 and all(now == logged for _, now, logged in values)
     run(nothing, folder / "stranger", "-m", "orchestrator.export", run_id, "--format", "onnx", "--to", "out")
     assert list((folder / "stranger" / "out").glob("*.onnx"))
+    assert "95 %" in run(nothing, folder / "stranger", "-m", "orchestrator.compare", run_id, other)
+    left = [path.name for path in (folder / "stranger").iterdir()]
+    assert sorted(left) == ["cache", "out", "said.txt"], "copies of what the server holds"
 
 
 def test_it_goes_on_from_another_machine(ran, folder, environment):

@@ -118,7 +118,7 @@ def test_the_report_of_tuned_fields(tmp_path, sweeps, stored):
     (run,) = tracking.runs_of(plan.tracking_uri, plan.tag, "summary")
     assert run.info.run_id == run_id and run.info.status == "FINISHED"
     assert run.data.metrics["summary/map"] == pytest.approx(0.14) and run.data.metrics["teacher/rank1"] == 0.6
-    assert tracking.artifact(plan.tracking_uri, run_id, "report.html").exists()
+    assert tracking.file(plan.tracking_uri, run_id, "report.html")
     assert summary.write_report(plan)[1] == run_id, "again: the same summary run"
 
 
