@@ -245,15 +245,15 @@ def test_a_local_cluster_starts_wherever_it_is(environment, tmp_path):
     import subprocess
     import sys
 
-    if "TMPDIR" in environment:
-        short = Path(tempfile.mkdtemp())  # the names of Ray's sockets may not be long
-        environment = {"TMPDIR": str(short)}
-        (short / "ray").mkdir()
-        (short / "ray" / "ray_current_cluster").write_text("127.0.0.1:6399")
     code = (
         "from orchestrator import on_ray\n"
         "with on_ray.connected(dashboard=False) as runner: print('started', runner.capacity().cpus > 0)"
     )
     own = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"MPLCONFIGDIR": str(tmp_path)} | environment
-    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, timeout=300)
+    with tempfile.TemporaryDirectory() as short:  # the names of Ray's sockets may not be long
+        if "TMPDIR" in environment:
+            own["TMPDIR"] = short
+            (Path(short) / "ray").mkdir()
+            (Path(short) / "ray" / "ray_current_cluster").write_text("127.0.0.1:6399")
+        done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, timeout=300)
     assert "started True" in done.stdout, done.stderr[-500:]

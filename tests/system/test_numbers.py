@@ -13,6 +13,16 @@ pytestmark = pytest.mark.slow
 QUICKEST, *OTHERS = regression.sweeps()
 
 
+def test_every_trial_keeps_a_score_and_a_loss_that_have_hardly_drifted():
+    stored = json.loads(regression.GOLDEN.read_text())
+    assert sorted(stored) == sorted(regression.sweeps())
+    for title, trials in stored.items():
+        for trial, numbers in trials.items():
+            scores = [n for n in numbers if n.endswith(", untrained") and not n.startswith(regression.TRAINED)]
+            losses = [n for n in numbers if n.startswith("loss/") and n.endswith(", step 1")]
+            assert scores and losses, f"{title}, {trial}: {list(numbers)}"
+
+
 @pytest.fixture
 def one_thread():
     threads = torch.get_num_threads()
