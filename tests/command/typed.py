@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,15 @@ def storage_at(folder: Path, **variables: str) -> Iterator[pytest.MonkeyPatch]:
 
 @contextlib.contextmanager
 def replaced(file: Path, content: bytes) -> Iterator[None]:
-    """A file with another content for a while."""
-    before = file.read_bytes()
+    """A file with another content for a while; afterwards it is as old as it was, so no index is made again."""
+    before, then = file.read_bytes(), file.stat()
     assert before != content
     file.write_bytes(content)
     try:
         yield
     finally:
         file.write_bytes(before)
+        os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns))
 
 
 def nothing_written(storage: Path) -> bool:
