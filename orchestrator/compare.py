@@ -45,6 +45,8 @@ def main(
     compared.check_same_queries(rows)
     first, *others = rows
     known = {one.name: one for one in first.metrics if all(row.has(one.name) for row in others)}
+    if not known:
+        raise ValueError("these runs share no metric with scores of single queries or pairs; nothing can be compared")
     for name in metric:
         if name not in known:
             raise ValueError(

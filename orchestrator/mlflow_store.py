@@ -95,12 +95,17 @@ def check_there(uri: str) -> None:
     """For what only reads: asks a server once, and looks for a SQLite database, which a client would make.
 
     Raises:
-        ValueError: nobody answers, or there is no such file.
+        ValueError: nobody answers, or there is no such file, or it is another one.
     """
     if uri.startswith("http"):
         _check_server(uri)
-    if (file := database(uri)) is not None and not file.is_file():
+    if (file := database(uri)) is None:
+        return
+    if not file.is_file():
         raise ValueError(f"there is no {file}, where runs would be; set {_setting()} to where they are")
+    with open(file, "rb") as opened:
+        if opened.read(16) not in (b"", b"SQLite format 3\0"):
+            raise ValueError(f"{file} is no SQLite database; set {_setting()} to where the runs are")
 
 
 def database(uri: str) -> Path | None:

@@ -11,6 +11,8 @@ import functools
 import json
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,7 @@ from orchestrator.mlflow_store import made, mlflow
 from orchestrator.mlflow_store import tracking_uri as tracking_uri
 from orchestrator.mlflow_store import ui_command as ui_command
 from orchestrator.needs import Place
+from orchestrator.patience import first_line
 
 RECORD = "record.json"
 QUERIES = "queries.npz"
@@ -197,6 +200,8 @@ def found(uri: str, run_id: str) -> Any:
     try:
         run = client(uri).get_run(run_id)
     except mlflow().MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise ValueError(f"{uri} does not say what run {run_id} is: {first_line(error)}") from error
         raise ValueError(f"{uri} has no run {run_id!r}; the run id is in the table of the sweep") from error
     kind = run.data.tags.get("orch.kind", "trial")
     if kind != "trial":
@@ -240,11 +245,23 @@ def log_queries(uri: str, run_id: str, queries: Queries) -> None:
 
 def stored_queries(uri: str, run_id: str) -> Queries | None:
     """What :func:`log_queries` has stored; None where there is nothing."""
-    with artifacts.reading(uri, run_id, QUERIES) as path:
+    stored = _numbers(uri, run_id, QUERIES)
+    return None if stored is None else Queries(stored.pop("identity"), stored)
+
+
+def _numbers(uri: str, run_id: str, name: str) -> dict[str, np.ndarray] | None:
+    """What is in an ``.npz`` file of a run; None where there is none."""
+    with artifacts.reading(uri, run_id, name) as path:
         if path is None:
             return None
-        with np.load(path, allow_pickle=False) as stored:
-            return Queries(stored["identity"], {name: stored[name] for name in stored.files if name != "identity"})
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {key: stored[key] for key in stored.files}
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{name} of run {run_id} is damaged ({first_line(error)}); remove it from the run's files, and "
+                "evaluate stores it again"
+            ) from error
 
 
 def log_pairs(uri: str, run_id: str, pairs: Mapping[str, PairScores]) -> None:
@@ -260,14 +277,9 @@ def log_pairs(uri: str, run_id: str, pairs: Mapping[str, PairScores]) -> None:
 def stored_pairs(uri: str, run_id: str) -> dict[str, PairScores]:
     """What :func:`log_pairs` has stored; empty where there is nothing."""
     found: dict[str, dict[str, Any]] = {}
-    with artifacts.reading(uri, run_id, PAIRS) as path:
-        if path is None:
-            return {}
-        with np.load(path, allow_pickle=False) as stored:
-            for key in stored.files:
-                name, _, field = key.rpartition("/")
-                value = stored[key]
-                found.setdefault(name, {})[field] = value if value.ndim else value.item()
+    for key, value in (_numbers(uri, run_id, PAIRS) or {}).items():
+        name, _, field = key.rpartition("/")
+        found.setdefault(name, {})[field] = value if value.ndim else value.item()
     return {name: PairScores(**fields) for name, fields in found.items()}
 
 

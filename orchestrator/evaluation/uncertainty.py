@@ -39,12 +39,15 @@ from scipy import stats
 from orchestrator.evaluation import influence
 from orchestrator.evaluation.influence import Rate
 
-RESAMPLES = 10_000
+RESAMPLES = 10_000  # at least
+_BEYOND = 8  # of them on either side of what a table's correction asks of its smallest p-value
 LEVEL = 0.05  # of a test; intervals hold 1 - LEVEL
 POWER = 0.8
 _LEAST_SEEDS = 3  # that say enough about their own variance to be asked alone
 _FEW = 1000  # identities that differ: beyond them the test by signs adds nothing
+_SIGNS = 10_000  # resamples of signs that are in memory at once
 _DRAWN = 2**18  # identities drawn at once: their counts stay in a core's cache
+_ROUNDING = 1e-12  # of the largest value: what is less apart is equal
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,15 @@ class Difference:
         return self.p <= LEVEL
 
 
+def resamples_of(comparisons: int) -> int:
+    """How many resamples a table needs: so many that its correction leaves several of them.
+
+    >>> resamples_of(1), resamples_of(171)
+    (10000, 54720)
+    """
+    return max(RESAMPLES, math.ceil(2 * _BEYOND * comparisons / LEVEL))
+
+
 def pooled(rows_KS: Sequence[Sequence[float]]) -> tuple[float, int]:
     """Variance of a seed around its row's mean, taken to be the same in all rows, and its degrees of freedom.
 
@@ -80,7 +92,7 @@ def pooled(rows_KS: Sequence[Sequence[float]]) -> tuple[float, int]:
     (2.0, 2)
     """
     freedom = sum(len(row) - 1 for row in rows_KS)
-    squares = sum(float(np.var(row)) * len(row) for row in rows_KS)
+    squares = sum(_variance(row) * (len(row) - 1) for row in rows_KS)
     return (squares / freedom if freedom else 0.0), freedom
 
 
@@ -105,7 +117,7 @@ def of_seeds(first_S: Sequence[float], second_S: Sequence[float], rows_KS: Seque
     sides, (least, freedom) = (first_S, second_S), pooled(rows_KS)
     alone, of_all, own = own_variances(sides), 0.0, []
     for side in sides:
-        variance = float(np.var(side, ddof=1)) if len(side) > 1 else 0.0
+        variance = _variance(side)
         if alone or variance > least:
             own.append((variance / len(side), len(side) - 1))
         else:
@@ -118,6 +130,12 @@ def of_seeds(first_S: Sequence[float], second_S: Sequence[float], rows_KS: Seque
     return Seeds(whole, freedom) if freedom else None
 
 
+def _variance(row_S: Sequence[float]) -> float:
+    """Of a seed; 0 of a single one, and of equal values, whose mean is rounded."""
+    variance = float(np.var(row_S, ddof=1)) if len(row_S) > 1 else 0.0
+    return variance if variance > (_ROUNDING * float(np.abs(row_S).max())) ** 2 else 0.0
+
+
 def own_variances(rows_KS: Sequence[Sequence[Any]]) -> bool:
     """Whether rows have seeds enough to be asked for their own variance."""
     return min(map(len, rows_KS)) >= _LEAST_SEEDS
@@ -128,7 +146,7 @@ def difference(
     second_Q: np.ndarray,
     identity_Q: np.ndarray,
     seeds: Seeds | None = None,
-    resamples: int = RESAMPLES,
+    resamples: int | None = None,
     draw: int = 0,
     comparisons: int = 1,
 ) -> Difference:
@@ -139,7 +157,7 @@ def difference(
             NaN in both where the query is not counted.
         identity_Q: whose query it is.
         seeds: what seeds add; None = the interval is of these seeds alone.
-        resamples: of identities.
+        resamples: of identities; None = as many as the comparisons need.
         draw: of the resamples; the same gives the same numbers.
         comparisons: how many there are in the table, for whose correction ``detectable`` then allows: that of the first
             step of Holm's, where a difference stands alone.
@@ -168,8 +186,10 @@ def difference(
     if len(sum_I) < 2:
         raise ValueError(f"the queries are of {len(sum_I)} identities; an interval needs two at least")
     mean, error = _mean_and_error(sum_I, count_I)
-    generator = np.random.default_rng(draw)
-    pivot_R = error * _studentised(sum_I, count_I, mean, resamples, generator)
+    if error <= _ROUNDING * max(np.abs(first_Q[counted_Q]).max(), np.abs(second_Q[counted_Q]).max()):
+        error = 0.0
+    generator, resamples = np.random.default_rng(draw), resamples or resamples_of(comparisons)
+    pivot_R = error * _studentised(sum_I, count_I, mean, resamples, generator) if error else np.zeros(resamples)
     signs = _by_signs(sum_I / count_I.sum(), generator, comparisons)
     return _difference(mean, error, pivot_R, len(sum_I), seeds, generator, signs, comparisons)
 
@@ -199,7 +219,7 @@ def difference_of_rates(
     if people < 2:
         raise ValueError(f"the pairs are of {people} person; an interval needs two at least")
     generator, error = np.random.default_rng(draw), math.sqrt(variance)
-    pivot_R, signs = error * generator.standard_t(people - 1, RESAMPLES), _Signs(0.0, 0.0)
+    pivot_R, signs = error * generator.standard_t(people - 1, resamples_of(comparisons)), _Signs(0.0, 0.0)
     if first.share_P is not None and second.share_P is not None:
         signs = _by_signs(first.share_P - second.share_P, generator, comparisons)
     return _difference(first.value - second.value, error, pivot_R, people, seeds, generator, signs, comparisons)
@@ -242,7 +262,7 @@ def _difference(
 def _by_signs(part_K: np.ndarray, generator: np.random.Generator, comparisons: int) -> _Signs:
     """Of parts that add up to a difference, each as likely to have the other sign were there none."""
     differ_K = part_K[part_K != 0]
-    p = _p_by_signs(differ_K, generator)
+    p = _p_by_signs(differ_K, generator, resamples_of(comparisons))
     if 2.0 ** (1 - len(part_K)) > LEVEL / comparisons:  # what all of them together would have
         return _Signs(p, math.inf)
     if not 0 < len(differ_K) < min(len(part_K) / 2, _FEW):
@@ -257,7 +277,7 @@ def _by_signs(part_K: np.ndarray, generator: np.random.Generator, comparisons: i
     return _Signs(p, more * float(np.abs(differ_K).mean()))
 
 
-def _p_by_signs(sum_K: np.ndarray, generator: np.random.Generator) -> float:
+def _p_by_signs(sum_K: np.ndarray, generator: np.random.Generator, resamples: int = RESAMPLES) -> float:
     """Two-sided p-value of the sum of those that are not 0, if each could as well have the other sign.
 
     Of all signs where they are few, else of as many random ones as there are resamples; 0 where they are so many that
@@ -266,14 +286,15 @@ def _p_by_signs(sum_K: np.ndarray, generator: np.random.Generator) -> float:
     count = len(sum_K)
     if count > _FEW:
         return 0.0
-    if 2**count <= RESAMPLES:
-        positive = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
-        added = 0
-    else:
-        positive, added = generator.integers(0, 2, (RESAMPLES, count), dtype=np.int8), 1
-    sums = (2.0 * positive - 1.0) @ sum_K
     least = abs(sum_K.sum()) * (1 - 1e-12)  # equal sums differ in the last digit
-    return float(((np.abs(sums) >= least).sum() + added) / (len(sums) + added))
+    if 2**count <= resamples:
+        positive = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
+        return float((np.abs((2.0 * positive - 1.0) @ sum_K) >= least).mean())
+    found = 0
+    for start in range(0, resamples, _SIGNS):
+        positive = generator.integers(0, 2, (min(_SIGNS, resamples - start), count), dtype=np.int8)
+        found += int((np.abs((2.0 * positive - 1.0) @ sum_K) >= least).sum())
+    return (found + 1) / (resamples + 1)
 
 
 def holm(p_K: Sequence[float], comparisons: int | None = None) -> list[float]:

@@ -14,10 +14,9 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from orchestrator import tracking
+from orchestrator import mlflow_store, tracking
 from orchestrator.on_ray import checkup, cluster, findings
 from orchestrator.on_ray.findings import Finding
 from orchestrator.on_ray.trial import reason
@@ -272,7 +271,7 @@ def _tracking(storage: str, nodes: Sequence[Node], all_nodes: int) -> Finding:
     uri = tracking.tracking_uri(storage)
     if uri.startswith("sqlite:") and all_nodes > 1:
         return findings.tracking(uri, all_nodes, {})  # several at once could damage the file
-    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if (file := mlflow_store.database(uri)) is not None and not file.exists():
         return findings.tracking(uri, len(nodes), None)  # the first look would make it
     _, failed = ask({node: (uri,) for node in nodes}, checkup.reach_tracking)
     return findings.tracking(uri, len(nodes), failed)

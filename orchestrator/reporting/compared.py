@@ -245,7 +245,8 @@ def notes(
 ) -> list[str]:
     """What the numbers of :func:`differences` or :func:`from_best` mean, and what they do not."""
     identities = next(one.identities for one in found if one is not None)
-    how = f"{uncertainty.RESAMPLES:,} resamples of {identities:,} identities with all of their queries"
+    comparisons = math.comb(len(rows), 2) if from_the_best else len(rows) - 1
+    how = f"{uncertainty.resamples_of(comparisons):,} resamples of {identities:,} identities with all of their queries"
     if not rows[0].is_mean(metric):
         how = f"from what every pair adds to a rate; pairs that share one of {identities:,} people are not independent"
     said = [
@@ -262,11 +263,14 @@ def notes(
         said.append("Every row has the variance of its own seeds.")
     else:
         said.append(
-            "Rows of one or two seeds are taken to vary as all of these do, or as their own seeds if those vary more; "
-            "of a row of one seed nothing shows whether it does."
+            "Rows of one or two seeds are taken to vary as all of these do, and so are rows beside them, or as their "
+            "own seeds if those vary more; of a row of one seed nothing shows whether it does."
         )
     if 2 <= max(map(len, seeds)) < _MANY_SEEDS:
-        said.append("Of few seeds “could be seen” is itself known to about a factor of two.")
+        how_well = (
+            "to about a factor of two" if uncertainty.own_variances(seeds) else "badly, to a factor of two to ten"
+        )
+        said.append(f"Of few seeds “could be seen” is itself known {how_well}.")
     return said
 
 

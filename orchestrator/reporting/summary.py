@@ -86,7 +86,8 @@ def _paragraph(plan: Plan, records: list[TrialRecord]) -> str:
     if space.cells:  # a row, not a lucky seed
         done = [r for r in records if r.status == "completed"]
         of_row = {cell: [r.value for r in done if r.point["cell"] == cell] for cell in space.cells}
-        value, named = max((statistics.mean(values), cell) for cell, values in of_row.items() if values)
+        means = {cell: statistics.mean(values) for cell, values in of_row.items() if values}
+        named, value = max(means.items(), key=lambda one: one[1])  # of equal ones the first, as in the table below
     counts = {s: sum(r.status == s for r in records) for s in ("completed", "pruned", "failed", "running")}
     text = ", ".join(f"{n} {'stopped early' if s == 'pruned' else s}" for s, n in counts.items() if n)
     main = scores.metrics(plan)[0]

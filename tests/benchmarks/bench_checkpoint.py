@@ -71,6 +71,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--storage", default="", help="a folder on the disk that is meant")
     given = parser.parse_args()
+    if given.rounds < 2:
+        parser.error(f"--rounds {given.rounds}: an error needs pairs; ask for 2 or more")
     found: dict[str, list[tuple[float, list[float]]]] = {"none": [], "before": [], "behind": []}
     with tempfile.TemporaryDirectory(dir=given.storage or None) as folder:
         file = Path(folder) / "state.pt"

@@ -3,9 +3,11 @@
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from orchestrator import artifacts, tracking
+from orchestrator.method import Queries
 
 
 @pytest.fixture
@@ -57,3 +59,29 @@ def test_a_name_that_leaves_the_run_is_none(run, tmp_path):
     (tmp_path / "secret.txt").write_text("not of this run")
     with artifacts.reading(*run, "../../../../secret.txt") as path:
         assert path is None
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut off", "another byte"])
+def test_scores_that_are_damaged_are_one_line(run, tmp_path, damage):
+    tracking.log_queries(*run, Queries([3, 4], {"val/map": np.array([0.5, 1.0])}))
+    (file,) = (tmp_path / "runs").rglob("queries.npz")
+    assert list(tracking.stored_queries(*run).scores["val/map"]) == [0.5, 1.0]
+    content = file.read_bytes()
+    middle = len(content) // 2
+    file.write_bytes({
+        "empty": b"", "cut off": content[:middle],
+        "another byte": content[:90] + bytes([content[90] ^ 255]) + content[91:],
+    }[damage])  # fmt: skip
+    with pytest.raises(ValueError, match=rf"queries\.npz of run {run[1]} is damaged .*; remove it"):
+        tracking.stored_queries(*run)
+
+
+def test_the_storage_of_a_database_with_settings(tmp_path):
+    assert artifacts.own_storage(f"sqlite:///{tmp_path}/mlflow.db?timeout=5") == str(tmp_path)
+    assert artifacts.own_storage(f"sqlite:///{tmp_path}/other.db") == artifacts.own_storage("http://127.0.0.1:1") == ""
+
+
+def test_a_store_that_is_no_database_is_one_line(tmp_path):
+    (tmp_path / "mlflow.db").write_text("a note to somebody, longer than sixteen bytes")
+    with pytest.raises(ValueError, match=r"mlflow\.db is no SQLite database"):
+        tracking.found(f"sqlite:///{tmp_path}/mlflow.db", "0" * 32)

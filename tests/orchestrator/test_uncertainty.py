@@ -168,6 +168,32 @@ def test_a_constant_difference_is_certain():
     assert found.low == found.high == found.value == 0.25 and found.told_apart
 
 
+@pytest.mark.parametrize("wrong", [3, 7])
+def test_equal_sides_whose_means_are_rounded_are_not_known_to_be_equal(wrong):
+    """0.95 three times over has a variance of 1e-32."""
+    side_Q = (np.arange(60) >= wrong).astype(float)
+    seeds_S = [float(side_Q.mean())] * 3
+    found = difference(side_Q, side_Q, np.arange(60), of_seeds(seeds_S, seeds_S, [seeds_S, seeds_S]))
+    assert (found.low, found.high, found.detectable) == (-np.inf, np.inf, np.inf)
+
+
+@pytest.mark.parametrize("queries", [60, 500])
+def test_a_constant_difference_is_certain_however_it_is_rounded(queries):
+    side_Q = np.random.default_rng(0).uniform(size=queries)
+    for first_Q, second_Q in [(side_Q, side_Q - 0.1), (np.full(queries, 0.3), np.full(queries, 0.2))]:
+        found = difference(first_Q, second_Q, np.arange(queries))
+        assert (found.low, found.high) == pytest.approx((0.1, 0.1)) and found.error == 0 and found.detectable == np.inf
+
+
+@pytest.mark.parametrize("rows", [19, 24, 40])
+def test_tables_of_many_rows_can_tell_rows_apart(rows):
+    """10,000 resamples have no p-value below 2e-4, which is too much 253 times over."""
+    value_Q = np.random.default_rng(0).normal(0.5, 1.0, 300)
+    comparisons = rows * (rows - 1) // 2
+    found = difference(value_Q, np.zeros(300), np.arange(300), Seeds(0.001, 40), comparisons=comparisons)
+    assert holm([found.p], comparisons)[0] <= 0.01 and 0.2 < found.detectable < 0.5
+
+
 def test_of_three_identities_nothing_is_known():
     """One of nine resamples draws a single one of them, which has no spread."""
     found = difference(np.array([1.0, 0.8, 0.9, 0.7]), np.full(4, 0.5), np.array([3, 3, 8, 9]))
