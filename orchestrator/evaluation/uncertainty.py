@@ -43,6 +43,7 @@ RESAMPLES = 10_000  # at least
 _BEYOND = 8  # of them on either side of what a table's correction asks of its smallest p-value
 LEVEL = 0.05  # of a test; intervals hold 1 - LEVEL
 POWER = 0.8
+_RESTLESS = 0.1  # of equal rows so many are taken to vary more than others
 _LEAST_SEEDS = 3  # that say enough about their own variance to be asked alone
 _FEW = 1000  # identities that differ: beyond them the test by signs adds nothing
 _SIGNS = 10_000  # resamples of signs that are in memory at once
@@ -102,7 +103,9 @@ def of_seeds(first_S: Sequence[float], second_S: Sequence[float], rows_KS: Seque
     With three seeds or more on both sides each side has its own variance (Welch 1947): with one for all rows of a
     table, 95 of 100 intervals hold only where rows are alike, and 63 of a row that seeds move five times as far as
     eleven others. Fewer seeds say too little alone; they are taken to have the variance of all rows, or their own, with
-    its degrees of freedom, where that is larger. Of a row of one seed nothing shows that it varies more than others.
+    its degrees of freedom, where an F test says that it is larger. Of two seeds of such a row 86 of 100 intervals then
+    hold, instead of 62; whoever asked every row whose own variance happens to be larger would hold 91, and could tell
+    equal rows apart half as often. Of a row of one seed nothing shows that it varies more than others.
 
     Args:
         first_S, second_S: a metric of every seed.
@@ -118,7 +121,7 @@ def of_seeds(first_S: Sequence[float], second_S: Sequence[float], rows_KS: Seque
     alone, of_all, own = own_variances(sides), 0.0, []
     for side in sides:
         variance = _variance(side)
-        if alone or variance > least:
+        if alone or _restless(variance, len(side) - 1, least, freedom):
             own.append((variance / len(side), len(side) - 1))
         else:
             of_all += least / len(side)
@@ -134,6 +137,15 @@ def _variance(row_S: Sequence[float]) -> float:
     """Of a seed; 0 of a single one, and of equal values, whose mean is rounded."""
     variance = float(np.var(row_S, ddof=1)) if len(row_S) > 1 else 0.0
     return variance if variance > (_ROUNDING * float(np.abs(row_S).max())) ** 2 else 0.0
+
+
+def _restless(variance: float, degrees: int, of_all: float, all_degrees: int) -> bool:
+    """Whether a row varies more than the others together, by an F test."""
+    if not 0 < degrees < all_degrees:
+        return False
+    others = max(of_all * all_degrees - variance * degrees, 0.0) / (all_degrees - degrees)
+    least = float(stats.f.isf(_RESTLESS, degrees, all_degrees - degrees))
+    return variance > least * others
 
 
 def own_variances(rows_KS: Sequence[Sequence[Any]]) -> bool:

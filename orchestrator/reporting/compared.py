@@ -264,7 +264,7 @@ def notes(
     else:
         said.append(
             "Rows of one or two seeds are taken to vary as all of these do, and so are rows beside them, or as their "
-            "own seeds if those vary more; of a row of one seed nothing shows whether it does."
+            "own seeds if those clearly vary more; of a row of one seed nothing shows whether it does."
         )
     if 2 <= max(map(len, seeds)) < _MANY_SEEDS:
         how_well = (

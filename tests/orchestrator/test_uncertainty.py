@@ -126,14 +126,23 @@ def test_95_of_100_intervals_over_seeds_hold_however_rows_vary(spreads, pair):
     assert 0.935 <= held / 1000 <= 0.975
 
 
-@pytest.mark.parametrize(("spreads", "least"), [((1,) * 11 + (5,), 0.9), ((1,) * 12, 0.935)])
-def test_two_seeds_of_a_restless_row_are_not_believed_to_be_twelve(spreads, least):
-    held = 0
+@pytest.mark.parametrize(
+    ("spreads", "least", "most"),
+    [((1,) * 11 + (5,), 0.83, 0.9), ((1,) * 11 + (3,), 0.84, 0.91), ((1,) * 12, 0.935, 0.975)],
+)
+def test_two_seeds_of_a_restless_row_are_not_believed_to_be_twelve(spreads, least, most):
+    held, seen = 0, 0
+    level = 0.05 / 66  # of the pairs of twelve rows
+    apart = 8 * math.sqrt((1 + spreads[-1] ** 2) / 2)
     for number in range(1000):
         rows_KS = np.random.default_rng(number).normal(0, 1, (12, 2)) * np.array(spreads)[:, None]
         seeds = of_seeds(rows_KS[0], rows_KS[-1], rows_KS)
-        held += abs(rows_KS[0].mean() - rows_KS[-1].mean()) <= stats.t.ppf(0.975, seeds.freedom) * seeds.variance**0.5
-    assert held / 1000 >= least
+        found = (rows_KS[0].mean() - rows_KS[-1].mean()) / seeds.variance**0.5
+        held += abs(found) <= stats.t.ppf(0.975, seeds.freedom)
+        seen += abs(found + apart / seeds.variance**0.5) > stats.t.isf(level / 2, seeds.freedom)
+    assert least <= held / 1000 <= most
+    if len(set(spreads)) == 1:
+        assert seen / 1000 > 0.75, "of a difference of eight deviations"
 
 
 @pytest.mark.parametrize(("spreads", "comparisons"), [((1.0, 1.0), 2), ((0.3, 1.0), 1)])
@@ -222,9 +231,7 @@ def test_seeds():
     rows = [[1.0, 3.0, 5.0], [0.0, 1.0]]
     assert pooled(rows) == (pytest.approx((8 + 0.5) / 3), 3)
     assert of_seeds([1.0], [2.0], [[1.0], [2.0]]) is None
-    assert of_seeds(rows[0], rows[1], rows) == Seeds(pytest.approx(4 / 3 + 8.5 / 3 / 2), 3), (
-        "the larger of own and pooled, with no more degrees of freedom than all have"
-    )
+    assert of_seeds(rows[0], rows[1], rows) == Seeds(pytest.approx(8.5 / 3 / 3 + 8.5 / 3 / 2), 3), "an F of 8"
     restless = of_seeds([0.0, 0.1], [0.0, 9.0], [[0.0, 0.1], [0.0, 9.0], [0.0, 0.2, 0.1], [0.5, 0.4, 0.6]])
     of_all, own = (0.005 + 40.5 + 0.02 + 0.02) / 6 / 2, 40.5 / 2
     assert restless == Seeds(pytest.approx(of_all + own), pytest.approx((of_all + own) ** 2 / (of_all**2 / 6 + own**2)))
