@@ -9,7 +9,7 @@ import contextlib
 import functools
 import tempfile
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +18,29 @@ from orchestrator.mlflow_store import Patient, client, database, mlflow
 
 def put(uri: str, run_id: str, path: str | Path, folder: str | None = None) -> None:
     """One file, into a folder of the run or beside its other files."""
-    here = _here(uri, run_id)
-    if here is not None:
-        here.log_artifact(str(path), folder)
-    else:
-        client(uri).log_artifact(run_id, str(path), folder)
+    _files(uri, run_id).log_artifact(str(path), folder)
 
 
 def put_all(uri: str, run_id: str, path: str | Path, folder: str) -> None:
     """All files of a folder."""
-    here = _here(uri, run_id)
-    if here is not None:
-        here.log_artifacts(str(path), folder)
-    else:
-        client(uri).log_artifacts(run_id, str(path), folder)
+    _files(uri, run_id).log_artifacts(str(path), folder)
 
 
 def names(uri: str, run_id: str) -> list[str]:
     """Files and folders of a run, those within folders left out."""
-    here = _here(uri, run_id)
-    listed = here.list_artifacts() if here is not None else client(uri).list_artifacts(run_id)
-    return sorted(file.path for file in listed)
+    return sorted(file.path for file in _files(uri, run_id).list_artifacts())
 
 
 @contextlib.contextmanager
 def reading(uri: str, run_id: str, name: str) -> Iterator[Path | None]:
     """A path of a run's file or folder, None where there is none; a copy of it is gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield _path(uri, run_id, name, folder)
+    with contextlib.ExitStack() as copies:
+        yield _path(uri, run_id, name, lambda: copies.enter_context(tempfile.TemporaryDirectory()))
 
 
 def kept(uri: str, run_id: str, name: str) -> Path | None:
     """A path of a run's file or folder, None where there is none; a copy of it stays until this process ends."""
-    return _path(uri, run_id, name, tempfile.mkdtemp(dir=_copies().name))
+    return _path(uri, run_id, name, lambda: tempfile.mkdtemp(dir=_copies().name))
 
 
 @functools.cache
@@ -58,12 +48,10 @@ def _copies() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="orchestrator-runs-")
 
 
-def _path(uri: str, run_id: str, name: str, copies: str) -> Path | None:
+def _path(uri: str, run_id: str, name: str, copies: Callable[[], str]) -> Path | None:
     try:
-        here = _here(uri, run_id)
-        if here is not None:
-            return Path(here.download_artifacts(name))
-        return Path(client(uri).download_artifacts(run_id, name, copies))
+        files = _files(uri, run_id)
+        return Path(files.download_artifacts(name, None if _is_here(files.artifact_uri) else copies()))
     except (mlflow().MlflowException, OSError):
         return None
 
@@ -74,14 +62,16 @@ def own_storage(uri: str) -> str:
     return str(file.parent) if file is not None and file.name == "mlflow.db" else ""
 
 
-def _here(uri: str, run_id: str) -> Any:
-    """The run's folder where it is one of this host; None where a server or a bucket keeps its files."""
+def _files(uri: str, run_id: str) -> Any:
+    """MLflow's repository of a run's files: a folder of this host, or what a server or a bucket holds."""
     recorded = client(uri).get_run(run_id).info.artifact_uri
-    address = urllib.parse.urlsplit(recorded)
-    if address.scheme not in ("", "file"):
-        return None
-    folder = _moved(own_storage(uri), recorded.removeprefix("file://"))
-    return Patient(mlflow().LocalArtifactRepository(folder or recorded), f"the files of run {run_id}")
+    if _is_here(recorded):
+        recorded = _moved(own_storage(uri), recorded.removeprefix("file://")) or recorded
+    return Patient(mlflow().get_artifact_repository(recorded, uri), f"the files of run {run_id}")
+
+
+def _is_here(address: str) -> bool:
+    return urllib.parse.urlsplit(address).scheme in ("", "file")
 
 
 def _moved(storage: str, recorded: str) -> str:

@@ -32,14 +32,14 @@ def mlflow() -> SimpleNamespace:
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.exceptions import MlflowException
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.tracking import MlflowClient
 
     return SimpleNamespace(
         CodeDatasetSource=CodeDatasetSource,
         MetaDataset=MetaDataset,
         MlflowException=MlflowException,
-        LocalArtifactRepository=LocalArtifactRepository,
+        get_artifact_repository=get_artifact_repository,
         MlflowClient=MlflowClient,
         DatasetInput=entities.DatasetInput,
         InputTag=entities.InputTag,
